@@ -1,0 +1,3 @@
+"""macaw-lit: one language model that sees, watches and listens."""
+
+__version__ = "0.1.0"

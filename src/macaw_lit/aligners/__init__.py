@@ -1,0 +1,1 @@
+"""Features → soft tokens of the LLM, one module per kind of aligner."""

@@ -1,0 +1,48 @@
+"""The paper's aligner: soft tokens are attention-weighted means of the LLM's own word embeddings (Eq. 3 and 4)."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from macaw_lit.aligners.base import Aligner, Compress
+
+
+class MacawAligner(Aligner):
+    """h' = Linear(Conv1D(h)), then softmax(h' Eᵀ / √D) E over the whole embedding table E, without projections.
+
+    The table is shared by all items of the call: the items' queries are folded into one query axis, so the table is
+    read once and never repeated.
+
+    Args:
+        qk_norm: compare directions instead of raw vectors: queries and keys are divided by their root mean square, and
+            the scores multiplied by a learned temperature. Values stay E. The exact form starts with almost uniform
+            attention wherever embeddings are small, so that all inputs give nearly the same token (docs/log.md).
+        temperature: start of the learned temperature; read with `qk_norm` only.
+    """
+
+    def __init__(
+        self,
+        dim_in: int,
+        seq_len: int,
+        dim_out: int,
+        kernel: int,
+        stride: int,
+        qk_norm: bool = False,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.compress = Compress(dim_in, seq_len, dim_out, kernel, stride)
+        self.num_tokens = self.compress.num_tokens
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature))) if qk_norm else None
+
+    def forward(self, features: Float[Tensor, "n s e"], table: Float[Tensor, "v d"]) -> Float[Tensor, "n k d"]:
+        tokens: Tensor = self.compress(features)  # [N, K, D]
+        queries, keys = tokens.flatten(0, 1), table  # [N·K, D], [V, D]
+        if self.log_temperature is not None:
+            queries = F.rms_norm(queries, queries.shape[-1:]) * self.log_temperature.exp()
+            keys = F.rms_norm(keys, keys.shape[-1:])
+        aligned = F.scaled_dot_product_attention(queries[None, None], keys[None, None], table[None, None])
+        return aligned[0, 0].view_as(tokens)

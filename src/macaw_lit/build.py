@@ -1,0 +1,54 @@
+"""The one place that turns configs into objects; behind it no class knows of Hydra."""
+
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning import Trainer, seed_everything
+from omegaconf import DictConfig, OmegaConf
+
+from macaw_lit.data.datamodule import MacawDataModule
+from macaw_lit.model import Macaw
+from macaw_lit.training.module import MacawModule
+from macaw_lit.types import Sample
+
+
+def set_up(cfg: DictConfig) -> None:
+    """Seed every generator of this process and its workers, and bound its threads."""
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    seed_everything(cfg.seed, workers=True, verbose=False)
+
+
+def build_module(cfg: DictConfig) -> MacawModule:
+    """The LightningModule of `cfg.model`, `cfg.optim` and `cfg.warmup_ratio`; its model is built when it starts."""
+    sizes: Any = OmegaConf.to_container(cfg.model, resolve=True)
+    pretrained = sizes.pop("pretrained")
+    return MacawModule(sizes, instantiate(cfg.optim), cfg.warmup_ratio, pretrained)
+
+
+def build_data(cfg: DictConfig) -> MacawDataModule:
+    """The LightningDataModule of `cfg.data`."""
+    datamodule: MacawDataModule = instantiate(cfg.data)
+    return datamodule
+
+
+def attach(datamodule: MacawDataModule, module: MacawModule) -> None:
+    """Fit the data to the module's tokenizer and preprocessing."""
+    with torch.device("meta"):  # sizes and preprocessing are known without allocating a weight
+        blueprint = Macaw.from_config(module.config)
+    datamodule.attach(blueprint.llm.tokenizer, blueprint.specs())
+
+
+def heldout_samples(datamodule: MacawDataModule) -> list[Sample]:
+    """The held-out rows of all sources, which need no model."""
+    datamodule.setup("test")
+    return [sample for samples in datamodule.samples["heldout"].values() for sample in samples]
+
+
+def build_trainer(cfg: DictConfig) -> Trainer:
+    """The Trainer of `cfg.trainer` with the callbacks and loggers of their groups."""
+    callbacks = [instantiate(callback) for callback in (cfg.callbacks or {}).values()]
+    loggers = [instantiate(logger) for logger in (cfg.logger or {}).values()]
+    trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
+    return trainer

@@ -1,0 +1,163 @@
+"""How commands run: find `conf/`, take free text literally, compose with Hydra, answer mistakes in one line."""
+
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.markup import escape
+from rich.tree import Tree
+
+from macaw_lit.errors import ConfigError
+from macaw_lit.hints import explain
+
+Main = Callable[[DictConfig], Any]
+
+
+def command(name: str, text: Sequence[str] = ()) -> Callable[[Main], Callable[[], None]]:
+    """Turn `main(cfg)` into a command that composes `conf/<name>.yaml` with the overrides of the command line.
+
+    A user's mistake becomes one line `error: …` on stderr and exit code 1, Ctrl-C exit code 130; anything else is a
+    bug and keeps its traceback. `HYDRA_FULL_ERROR=1` shows the traceback of mistakes too.
+
+    Args:
+        name: the primary config.
+        text: keys whose values are taken literally, whatever they contain (see `literal`).
+    """
+
+    def decorate(main: Main) -> Callable[[], None]:
+        @functools.wraps(main)
+        def run() -> None:
+            given, verbose = sys.argv, os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+            def answer(error: Exception) -> NoReturn:
+                message = None if verbose else explain(error, conf_dir(), name, overrides)
+                if message is None:
+                    raise error
+                _stop(f"error: {message}", 1)
+
+            @functools.wraps(main)
+            def task(cfg: DictConfig) -> Any:
+                sys.argv = given  # Lightning starts its other processes with it, and they quote free text themselves
+                try:
+                    require_all(cfg, text)
+                    return main(cfg)
+                except Exception as error:
+                    if HydraConfig.get().mode is RunMode.MULTIRUN:  # the other runs go on; answered at the end
+                        raise
+                    answer(error)
+
+            overrides = [literal(arg, text) for arg in given[1:]]
+            sys.argv = [given[0], *overrides]
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints every error itself and ends the process
+            try:
+                hydra.main(config_path=str(conf_dir()), config_name=name, version_base="1.3")(task)()
+            except KeyboardInterrupt:
+                _stop("interrupted", 130)
+            except SystemExit as end:
+                if isinstance(end.__context__, KeyboardInterrupt):  # Lightning's answer to Ctrl-C
+                    _stop("interrupted", 130)
+                raise
+            except Exception as error:
+                answer(error)
+            finally:
+                sys.argv = given
+                if not verbose:
+                    os.environ.pop("HYDRA_FULL_ERROR", None)
+                GlobalHydra.instance().clear()
+
+        return run
+
+    return decorate
+
+
+def _stop(line: str, code: int) -> NoReturn:
+    print(" ".join(line.split()), file=sys.stderr)
+    raise SystemExit(code)
+
+
+def conf_dir() -> Path:
+    """Return the folder of the configs: inside the installed package, or beside `src/` in a working copy."""
+    package = Path(__file__).resolve().parent
+    shipped = package / "conf"
+    return shipped if shipped.is_dir() else package.parents[1] / "conf"
+
+
+def literal(arg: str, text: Sequence[str]) -> str:
+    """Quote the value of `key=value` for Hydra's grammar when `key` is a text key, so that it arrives as typed.
+
+    A value that Hydra reads as a list (`[a.jpg,b.jpg]`) stays a list. Commas, brackets, quotes, `${…}` and the like
+    lose their meaning, so free text is never a sweep. Only `???` alone keeps its meaning: not given.
+
+    Args:
+        arg: one word of the command line.
+        text: text keys. A dotted one such as `model.path` is typed by its first part, `model=…`, which Hydra alone
+            would take for a choice in the group `model`; spelt out it follows Hydra's grammar.
+    """
+    key, equals, value = arg.partition("=")
+    target = {name.partition(".")[0]: name for name in text}.get(key)
+    if not equals or target is None:
+        return arg
+    if _is_list(arg):
+        return f"{target}={value}"
+    # OmegaConf halves the backslashes before `${` and takes an odd one as "no interpolation".
+    value = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
+    return f"{target}={QuotedString(value, Quote.single).with_quotes()}"
+
+
+def _is_list(arg: str) -> bool:
+    try:
+        return isinstance(OverridesParser.create().parse_override(arg).value(), list)
+    except HydraException:
+        return False
+
+
+def require_all(cfg: DictConfig, text: Sequence[str] = ()) -> None:
+    """Raise ConfigError naming every value that is still `???`; text keys are named as they are typed."""
+    missing = sorted(_missing(OmegaConf.to_container(cfg)))
+    names = [name.partition(".")[0] if name in text else name for name in missing]
+    if names:
+        raise ConfigError(f"{', '.join(names)} must be given: add {' '.join(f'{name}=…' for name in names)}")
+
+
+def _missing(node: Any, prefix: str = "") -> Iterator[str]:
+    if node == "???":
+        yield prefix[:-1]
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            yield from _missing(value, f"{prefix}{key}.")
+
+
+def run_folder() -> Path:
+    """Return the folder of the running command, as chosen by `hydra.run.dir` or `hydra.sweep.dir`."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def print_config(cfg: DictConfig, folder: Path) -> None:
+    """Print the resolved config as a tree and save it as `config.yaml` in `folder`, once per run."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+    tree = Tree("config")
+    _grow(tree, OmegaConf.to_container(cfg, resolve=True))
+    Console().print(tree)
+
+
+def _grow(tree: Tree, node: Any) -> None:
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        if isinstance(value, dict | list) and value:
+            _grow(tree.add(f"[bold]{escape(str(key))}[/]"), value)
+        else:
+            tree.add(f"{escape(str(key))}: [cyan]{escape(str(value))}[/]")

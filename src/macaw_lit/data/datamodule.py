@@ -1,0 +1,218 @@
+"""Sources in, batches out: the LightningDataModule."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning import LightningDataModule, Trainer
+from torch.utils.data import DataLoader, Sampler
+
+from macaw_lit.data.collate import Collator
+from macaw_lit.data.mix import Draw, MixtureSampler
+from macaw_lit.data.preprocess import Preprocessor, Tokenizer
+from macaw_lit.data.rows import Loader, Rows, in_words
+from macaw_lit.errors import ConfigError, DataError
+from macaw_lit.types import Example, MediaSpec, Rejection, Sample
+
+
+@dataclass(frozen=True)
+class Source:
+    """A reader and its share: `count` rows per epoch, None for all. Of a held-out source always the same ones."""
+
+    read: Callable[[], Iterator[Sample | Rejection]]
+    count: int | None = None
+
+
+@dataclass
+class Tally:
+    """What became of a source's rows: how many are usable, and how many were rejected for which cause."""
+
+    split: str
+    source: str
+    usable: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    first: Rejection | None = None
+
+
+class MacawDataModule(LightningDataModule):
+    """Reads the sources once, mixes them, and goes on at the exact sample after a resume.
+
+    The tokenizer and the specs belong to the model, which is known only at wiring: call `attach` before a loader
+    is asked for. Order and content of batches do not depend on `num_workers`. Held-out rows come in file order.
+
+    Args:
+        train: name → source to train on.
+        heldout: name → source to validate on.
+        preprocessor: makes a `Preprocessor` from `tokenizer` and `specs`; settings are bound beforehand.
+        batch_size: rows per process and micro-step.
+        num_workers: processes that decode media; 0 decodes in the main process.
+        seed: of the mixture.
+        repeat: sources smaller than their count are repeated by whole passes.
+        pin_memory: batches arrive in page-locked memory, for GPUs.
+    """
+
+    def __init__(
+        self,
+        train: Mapping[str, Source],
+        heldout: Mapping[str, Source] | None = None,
+        preprocessor: Callable[..., Preprocessor] = Preprocessor,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        seed: int = 0,
+        repeat: bool = False,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__()
+        self.sources: dict[str, dict[str, Source]] = {"train": dict(train), "heldout": dict(heldout or {})}
+        self.samples: dict[str, dict[str, list[Sample]]] = {}
+        self.ledger: list[Tally] = []
+        self.make_preprocessor = preprocessor
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.repeat = repeat
+        self.pin_memory = pin_memory
+        self._preprocess: Preprocessor | None = None
+        self._sampler: _TrainedMixture | None = None
+        self._resume: dict[str, int] | None = None
+
+    def attach(self, tokenizer: Tokenizer, specs: Mapping[str, MediaSpec]) -> Preprocessor:
+        """Fits the data to a model, and returns the preprocessor that prediction shares."""
+        self._preprocess = self.make_preprocessor(tokenizer=tokenizer, specs=specs)
+        return self._preprocess
+
+    @property
+    def preprocess(self) -> Preprocessor:
+        """The preprocessor that `attach` made."""
+        if self._preprocess is None:
+            raise ConfigError("no tokenizer attached; call datamodule.attach(tokenizer, specs) before the loaders")
+        return self._preprocess
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads what the stage needs and has not been read; `ledger` says what became of the rows.
+
+        Raises:
+            DataError: a file cannot be read at all, or a source has no usable row.
+        """
+        self._resume = None  # restored after this hook, also by a validation, which is not to move a later training
+        for split in ("train", "heldout") if stage in (None, "fit") else ("heldout",):
+            if split not in self.samples:
+                self.samples[split] = {name: self._read(split, name) for name in self.sources[split]}
+
+    def _read(self, split: str, name: str) -> list[Sample]:
+        tally = Tally(split, name)
+        samples = []
+        for row in self.sources[split][name].read():
+            if isinstance(row, Sample):
+                samples.append(row)
+            else:
+                tally.rejected[row.cause] += 1
+                tally.first = tally.first or row
+        tally.usable = len(samples)
+        if not samples:
+            why = f"{in_words(tally.rejected)}, first at {tally.first.locator}" if tally.first else "it is empty"
+            raise DataError(f"{split} source {name!r} has no usable row ({why}); check its files or remove it")
+        self.ledger.append(tally)
+        count = self.sources[split][name].count
+        if split == "train" or count is None:
+            return samples
+        return [samples[row] for row in sorted(MixtureSampler([len(samples)], [count], self.seed).order(0))]
+
+    def table(self) -> list[tuple[str, str, int, int, str]]:
+        """Per source: split, name, usable rows, rejected rows, and the causes with their counts."""
+        return [
+            (tally.split, tally.source, tally.usable, tally.rejected.total(), in_words(tally.rejected))
+            for tally in self.ledger
+        ]
+
+    def train_dataloader(self) -> DataLoader[Example]:
+        """Batches of the mixture, padded on the right."""
+        lengths = [len(samples) for samples in self.samples["train"].values()]
+        counts = [source.count for source in self.sources["train"].values()]
+        mixture = MixtureSampler(lengths, counts, self.seed, self.repeat, *self._rank())
+        if not self.trainer:
+            return self._loader("train", mixture)
+        self._sampler = _TrainedMixture(mixture, self.trainer, self.batch_size)
+        if self._resume:
+            self._check_resume(self._resume, mixture)
+            mixture.epoch, mixture.position = self._resume["epoch"], self._resume["position"]
+        return self._loader("train", self._sampler)
+
+    def val_dataloader(self) -> DataLoader[Example] | list[Any]:
+        """Batches of the held-out rows in file order; `world - 1` at most are left out. An empty list without any."""
+        if not self.sources["heldout"]:
+            return []
+        rank, world = self._rank()
+        rows = sum(len(samples) for samples in self.samples["heldout"].values())
+        return self._loader("heldout", range(rank, rows - rows % world, world))
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _loader(self, split: str, sampler: Any) -> DataLoader[Example]:
+        return Loader(
+            Rows(list(self.samples[split].values()), self.preprocess),
+            Collator(self.preprocess.pad, self.preprocess.specs, "right"),
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+        )
+
+    def state_dict(self) -> dict[str, int]:
+        """The place in the mixture, in positions over all ranks, and what its order depends on."""
+        if self._sampler is None:
+            return {}
+        epoch, position = self._sampler.place()
+        return {"epoch": epoch, "position": position, "seed": self.seed, "total": self._sampler.mixture.total}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lets the next training loader go on where the state was saved."""
+        self._resume = state_dict or None
+
+    def _check_resume(self, state: dict[str, int], sampler: MixtureSampler) -> None:
+        before, now = (state["seed"], state["total"]), (self.seed, sampler.total)
+        if before != now:
+            raise ConfigError(
+                f"the checkpoint was made with seed and rows per epoch {before}, the data now has {now}; "
+                f"restore them, or start anew from the model folder"
+            )
+
+
+class _TrainedMixture(Sampler[Draw]):
+    """A mixture that goes to its next epoch once the trainer has processed batches of the present one.
+
+    Lightning's own count of epochs is no guide: it runs ahead when `max_steps` ends a run within an epoch, and when a
+    run without `max_epochs` resumes at the end of one.
+    """
+
+    def __init__(self, mixture: MixtureSampler, trainer: Trainer, batch_size: int) -> None:
+        self.mixture = mixture
+        self.trainer = trainer
+        self.step = batch_size * mixture.world  # positions of a batch over all ranks
+        self.before = self._processed()
+        mixture.set_epoch(trainer.fit_loop.epoch_progress.state_dict()["current"]["processed"])
+
+    def __len__(self) -> int:
+        return len(self.mixture)
+
+    def __iter__(self) -> Iterator[Draw]:
+        return iter(self.mixture)
+
+    def set_epoch(self, epoch: int) -> None:
+        processed = self._processed()
+        if processed > self.before:
+            self.mixture.set_epoch(self.mixture.epoch + 1)
+        self.before = processed
+
+    def place(self) -> tuple[int, int]:
+        """Epoch and position of the first row that the trainer has not processed."""
+        position = self.mixture.position + (self._processed() - self.before) * self.step
+        if position >= min(self.mixture.total, self.trainer.num_training_batches * self.step):
+            return self.mixture.epoch + 1, 0
+        return self.mixture.epoch, position
+
+    def _processed(self) -> int:
+        total: int = self.trainer.fit_loop.epoch_loop.batch_progress.state_dict()["total"]["processed"]
+        return total

@@ -1,0 +1,61 @@
+"""Files to pixels, frames and waveforms: limits before decoding, one typed error for whatever is wrong with a file."""
+
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+
+from macaw_lit.data.media.audio import RATE, load_audio
+from macaw_lit.data.media.checks import CAUSES, DEFAULTS, Limits
+from macaw_lit.data.media.container import has_audio
+from macaw_lit.data.media.image import load_image
+from macaw_lit.data.media.video import load_video
+from macaw_lit.types import MediaRef, Medium
+
+__all__ = ["CAUSES", "RATE", "Limits", "MediaCache", "has_audio", "load", "load_audio", "load_image", "load_video"]
+
+
+def load(path: Path | str, decoder: Medium, frames: int | None = None, limits: Limits = DEFAULTS) -> np.ndarray:
+    """Decodes one medium: image uint8 [H,W,3], video uint8 [F,H,W,3], audio float32 [samples], 30 s at 16 kHz at most.
+
+    Raises:
+        MediaError: the file cannot be used; `cause` is one of `CAUSES`.
+        ValueError: `video` without a positive number of frames.
+    """
+    if decoder == "image":
+        return load_image(path, limits)
+    if decoder == "audio":
+        return load_audio(path, limits=limits)
+    if not frames:
+        raise ValueError(f"frames={frames}: a video needs a positive number of frames")
+    return load_video(path, frames, limits=limits)
+
+
+class MediaCache:
+    """Decoded media kept in memory, least recently used first out, for data sets that fit; one per worker.
+
+    The arrays are shared between calls and must not be written to. Errors are not kept: a bad file is tried again.
+
+    Args:
+        max_bytes: size of all arrays kept; 0 keeps none.
+        limits: what is refused before decoding.
+    """
+
+    def __init__(self, max_bytes: int = 0, limits: Limits = DEFAULTS) -> None:
+        self.max_bytes, self.limits = max_bytes, limits
+        self.size = 0
+        self._arrays: OrderedDict[tuple[str, Medium, int | None], np.ndarray] = OrderedDict()
+
+    def load(self, ref: MediaRef, decoder: Medium, frames: int | None = None) -> np.ndarray:
+        """`load` of `ref.path`, from memory where it is there."""
+        key = (str(ref.path), decoder, frames)
+        if key in self._arrays:
+            self._arrays.move_to_end(key)
+            return self._arrays[key]
+        array = load(ref.path, decoder, frames, self.limits)
+        if array.nbytes <= self.max_bytes:
+            self._arrays[key] = array
+            self.size += array.nbytes
+        while self.size > self.max_bytes:
+            self.size -= self._arrays.popitem(last=False)[1].nbytes
+        return array

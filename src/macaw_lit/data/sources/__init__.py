@@ -1,0 +1,1 @@
+"""One reader per data format: rows on disk → `Sample`, or `Rejection` with its cause."""

@@ -1,0 +1,36 @@
+"""Rows about one medium into dialogues, so that the medium is encoded, and the prompt's header read, once for all."""
+
+import itertools
+import random
+from collections.abc import Iterable, Iterator
+
+from macaw_lit.types import MediaRef, Rejection, Sample, Turn
+
+
+def join(rows: Iterable[Sample | Rejection], turns: int) -> Iterator[Sample | Rejection]:
+    """Joins rows that follow each other on the same media into dialogues of at most `turns` questions.
+
+    The questions of a medium are shuffled first, by its own name, so that no kind of question always opens a dialogue;
+    they are dealt to as few dialogues as will hold them, as evenly as can be. A dialogue is named after its first row;
+    `meta["rows"]` names all of them.
+    """
+    for media, group in itertools.groupby(rows, _media):
+        if not media:
+            yield from group
+            continue
+        samples = [row for row in group if isinstance(row, Sample)]
+        random.Random(str(media)).shuffle(samples)
+        dialogues = -(-len(samples) // turns)
+        for part in (samples[start::dialogues] for start in range(dialogues)):
+            yield part[0] if len(part) == 1 else _joined(part)
+
+
+def _media(row: Sample | Rejection) -> tuple[MediaRef, ...]:
+    return row.turns[0].media if isinstance(row, Sample) else ()
+
+
+def _joined(samples: list[Sample]) -> Sample:
+    first, *others = samples
+    later = (Turn(turn.role, turn.text) for sample in others for turn in sample.turns)
+    meta = {"rows": [sample.uid for sample in samples]}
+    return Sample((*first.turns, *later), first.uid, first.source, meta)

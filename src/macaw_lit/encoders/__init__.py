@@ -1,0 +1,1 @@
+"""Media tensor → features, one module per family of encoders."""

@@ -1,0 +1,39 @@
+"""The seam between raw media and features."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Encoder(nn.Module, ABC):
+    """Encodes one medium at a time. Built from sizes alone: weights are a separate, explicit call.
+
+    Attributes:
+        medium: what it looks at or listens to; frames of a video are images.
+        dim: E, the width of its features.
+        seq_len: S, the positions it gives for one item.
+        input_shape: shape of one item's `values`.
+        transform: the preprocessing that belongs to it: one decoded item → its `values`. Picklable, without weights.
+    """
+
+    medium: Literal["image", "audio"]
+    dim: int
+    seq_len: int
+    input_shape: tuple[int, ...]
+    transform: Callable[[np.ndarray], Tensor]
+
+    @abstractmethod
+    def forward(self, values: Float[Tensor, "n ..."]) -> Float[Tensor, "n s e"]:
+        """Encode `n` items; `n` may be 0, so that a rank without this medium still runs every hook."""
+
+    @abstractmethod
+    def load_pretrained(self, source: str) -> None:
+        """Copy the weights in the file `source` into this module.
+
+        Raises:
+            WeightsError: a wanted key is missing or of another shape; the message lists them.
+        """

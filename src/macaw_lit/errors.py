@@ -1,0 +1,38 @@
+"""The errors a user can cause: each message says the value, what was expected, and the remedy."""
+
+
+class MacawError(Exception):
+    """A user's mistake. Commands print its message on one line and exit with code 1, without a traceback."""
+
+
+class ConfigError(MacawError):
+    """A configuration value that cannot work."""
+
+
+class WeightsError(MacawError):
+    """Weights that did not arrive where they were wanted."""
+
+
+class DataError(MacawError):
+    """A data file that cannot be read at all."""
+
+
+class SampleError(MacawError):
+    """A sample that cannot be used: skipped and counted in training, fatal for a single question.
+
+    Args:
+        cause: a short snake_case word that skips are counted by, such as `text_too_long`.
+        message: the value, what was expected, and the remedy.
+    """
+
+    def __init__(self, cause: str, message: str) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+    def __reduce__(self) -> tuple[type["SampleError"], tuple[str, str]]:
+        # Exceptions cross process borders by re-calling the class with `args`, which holds the message alone.
+        return type(self), (self.cause, str(self))
+
+
+class MediaError(SampleError):
+    """A picture, video or sound that cannot be used, for a `cause` such as `missing`, `empty` or `truncated`."""

@@ -1,0 +1,137 @@
+"""One line for a user's mistake, with the nearest thing that would have worked; None for anything else."""
+
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from difflib import SequenceMatcher
+from pathlib import Path
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from hydra.utils import get_object
+from omegaconf import DictConfig
+from omegaconf.errors import (
+    GrammarParseError,
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from macaw_lit.errors import MacawError
+
+SIMILAR = 0.6  # SequenceMatcher ratio from which a name is worth suggesting
+
+
+def explain(error: Exception, conf: Path, name: str, overrides: Sequence[str]) -> str | None:
+    """Say what the user can do about `error`, or return None when it is not the user's to mend.
+
+    Args:
+        conf, name: the folder of the configs and the primary config.
+        overrides: the command line as Hydra saw it.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, MacawError):
+            return str(cause)
+    if isinstance(error, MissingConfigException):
+        return _wrong_option(error)
+    if isinstance(error, InstantiationException):
+        return _wrong_argument(error)
+    if isinstance(error, ConfigCompositionException):
+        return _wrong_key(error, conf, name, overrides)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: not `key=value` in Hydra's grammar; put quotes around values with special characters"
+    mistakes = (InterpolationKeyError, InterpolationResolutionError, MissingMandatoryValue, GrammarParseError)
+    if isinstance(error, (*mistakes, ValidationError, yaml.YAMLError)):
+        return _first(error)
+    return _first(error) if isinstance(error, HydraException) else None
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known name most like `word`, judged by the whole dotted name and by its last part; None if none is."""
+
+    def likeness(other: str) -> float:
+        whole = SequenceMatcher(None, word, other).ratio()
+        last = SequenceMatcher(None, word.rpartition(".")[2], other.rpartition(".")[2]).ratio()
+        return (whole + last) / 2
+
+    best = max(known, key=likeness, default=None)
+    return best if best is not None and likeness(best) >= SIMILAR else None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _first(error: Exception) -> str:
+    """Return the message without the details that OmegaConf appends on further lines."""
+    return re.split(r"\n\s*(?:full_key|object_type|reference_type)", str(error))[0]
+
+
+def _hint(word: str | None) -> str:
+    return f"; did you mean {word}?" if word else ""
+
+
+def _wrong_option(error: MissingConfigException) -> str:
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    options = sorted(error.options or ())
+    if not group:
+        return _first(error)
+    known = f" ({group}: {', '.join(options)})" if options else ""
+    return f"{group}={option}: no such option{_hint(nearest(option, options))}{known}"
+
+
+def _wrong_key(error: Exception, conf: Path, name: str, overrides: Sequence[str]) -> str:
+    found = re.search(r"Could not (?:override|delete)(?: from config\.)? '([^']+)'", str(error))
+    if not found:
+        return _first(error)
+    key = found[1]
+    others = [each for each in overrides if "=" in each and each.partition("=")[0].lstrip("+~") != key]
+    return f"{key}: no such key{_hint(nearest(key, _known_keys(conf, name, others)))}"
+
+
+def _known_keys(conf: Path, name: str, overrides: Sequence[str]) -> list[str]:
+    """List the dotted keys and the groups of the config, chosen by the overrides as far as these are sound."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        for chosen in (overrides, [each for each in overrides if each.startswith("experiment=")], []):
+            with suppress(HydraException, OmegaConfBaseException):
+                cfg = compose(name, overrides=list(chosen), return_hydra_config=True)
+                return [*_dotted(cfg), *(str(group) for group in cfg.hydra.runtime.choices)]
+    return []
+
+
+def _dotted(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key, child in node.items_ex(resolve=False):
+        yield f"{prefix}{key!s}"
+        if isinstance(child, DictConfig) and not (child._is_none() or child._is_missing() or child._is_interpolation()):
+            yield from _dotted(child, f"{prefix}{key!s}.")
+
+
+def _wrong_argument(error: InstantiationException) -> str | None:
+    """Explain a target that does not exist or that is called with the wrong arguments; other failures are bugs."""
+    text = str(error)
+    located = re.search(r"Error (locating|in call to) target '([^']+)'", text)
+    if not located:
+        return None
+    target = located[2]
+    if located[1] == "locating":
+        return f"{target}: no such class or function; check the `_target_` in the config"
+    if unexpected := re.search(r"unexpected keyword argument '([^']+)'", text):
+        known = [name for name in inspect.signature(get_object(target)).parameters if name != "self"]
+        return f"{unexpected[1]}: {target} takes no such argument{_hint(nearest(unexpected[1], known))}"
+    if missing := re.search(r"missing .*required .*argument[^']*('[^\n]+')", text):
+        return f"{missing[1]}: {target} needs it; add it to the config"
+    return None

@@ -1,0 +1,1 @@
+"""Embeddings → loss or new tokens, one module per family of language models."""

@@ -1,0 +1,51 @@
+"""The seam between embeddings and language."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from macaw_lit.types import Output
+
+
+class LLM(nn.Module, ABC):
+    """A causal language model that is fed embeddings.
+
+    Attributes:
+        dim: D, the width of its embeddings.
+        tokenizer: of the `transformers` kind, with BOS, EOS, padding and the delimiters of every modality.
+    """
+
+    dim: int
+    tokenizer: Any
+
+    @property
+    @abstractmethod
+    def table(self) -> Float[Tensor, "v d"]:
+        """The whole input embedding matrix."""
+
+    @abstractmethod
+    def embed(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+        """Look tokens up in the table."""
+
+    @abstractmethod
+    def forward(
+        self, embeds: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"], labels: Int[Tensor, "b t"] | None = None
+    ) -> Output:
+        """With labels, the NLL summed over the response tokens and their count (Eq. 6); without, the logits."""
+
+    @abstractmethod
+    def generate(
+        self, embeds: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"], **generation: Any
+    ) -> Int[Tensor, "b new"]:
+        """Continue left-padded rows; only new ids are returned, padded after EOS."""
+
+    @abstractmethod
+    def load_pretrained(self, source: str) -> None:
+        """Copy the weights in the folder `source` into this module."""
+
+    @abstractmethod
+    def save_config(self, folder: Path) -> dict[str, Any]:
+        """Write the tokenizer into `folder` and return the arguments that rebuild this LLM from there."""

@@ -1,0 +1,106 @@
+"""Optimizers and the learning-rate schedule."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def adamw(model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)) -> Optimizer:
+    """AdamW on all trainable parameters; norms, biases and embeddings are not decayed."""
+    matrices, others = _split(model)
+    groups = [
+        {"params": [*matrices.values()], "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return AdamW([group for group in groups if group["params"]], lr=lr, betas=betas)
+
+
+class MuonAdamW(Optimizer):
+    """Muon on the weight matrices of linear layers, AdamW on all else, as one optimizer with one step.
+
+    Muon orthogonalises the momentum of a matrix before the step. It is scaled to AdamW's step size, so that both
+    learning rates mean the same (Keller Jordan's Muon; scaling by Moonshot AI, arXiv 2502.16982).
+
+    Args:
+        lr, adamw_lr: peak learning rates of the two.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float,
+        adamw_lr: float,
+        weight_decay: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> None:
+        matrices, others = _split(model)
+        self.parts: list[Optimizer] = [
+            Muon([*matrices.items()], lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+            AdamW(others, lr=adamw_lr, betas=betas, weight_decay=0.0),
+        ]
+        super().__init__([{"params": [*matrices.values(), *others]}], {})
+        self._share_groups()
+
+    def _share_groups(self) -> None:
+        # A schedule writes into `param_groups`: they must be the very dicts that the two optimizers read.
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self._share_groups()
+
+
+def cosine_with_warmup(optimizer: Optimizer, total_steps: int, warmup_ratio: float) -> LambdaLR:
+    """Linear warm-up over `warmup_ratio` of the steps, then half a cosine down to zero at the last step."""
+    warmup = max(1, round(total_steps * warmup_ratio))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total_steps - warmup))))
+
+    return LambdaLR(optimizer, factor)
+
+
+def _split(model: nn.Module) -> tuple[dict[str, nn.Parameter], list[nn.Parameter]]:
+    """Trainable parameters: matrices of hidden layers by name; embeddings, heads, norms, biases and convolutions."""
+    apart = {id(weight) for weight in _embedding_like(model)}
+    matrices, others = {}, []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if parameter.ndim == 2 and id(parameter) not in apart:
+            matrices[name] = parameter
+        else:
+            others.append(parameter)
+    return matrices, others
+
+
+def _embedding_like(model: nn.Module) -> Iterable[Tensor]:
+    """Embeddings, output heads and learned positions: their rows are looked up one by one, not multiplied through."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            yield module.weight
+        yield from (p for name, p in module.named_parameters(recurse=False) if "embedding" in name)
+        head = getattr(module, "get_output_embeddings", lambda: None)()
+        if head is not None:
+            yield head.weight

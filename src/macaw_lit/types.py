@@ -1,0 +1,152 @@
+"""The values that travel between the rooms of the house, from a row on disk to a batch on a device.
+
+Shape legend, used in every signature:
+    B rows of a batch          T positions of a row, media slots included
+    N media items              F frames of a video        S encoder positions of an item     K soft tokens of an item
+    E encoder width            D LLM width                V vocabulary                       M mel bins
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+IGNORE = -100
+"""Label of a position that bears no loss: prompt, media slot or padding."""
+
+Role = Literal["system", "user", "assistant"]
+Medium = Literal["image", "video", "audio"]
+"""What a decoder delivers: a picture, frames of a video, or a waveform."""
+
+
+@dataclass(frozen=True)
+class MediaRef:
+    """One medium of a turn. A video's own sound is a second ref: kind `audio`, the video's path."""
+
+    kind: str
+    path: Path | str
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One utterance of a dialogue with the media that belong to it."""
+
+    role: Role
+    text: str
+    media: tuple[MediaRef, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A dialogue as it stands on disk. `uid` is "source/item/row" and names it in every skip and prediction."""
+
+    turns: tuple[Turn, ...]
+    uid: str
+    source: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A row or medium that was not used: `cause` is what skips are counted by, `locator` where it is."""
+
+    cause: str
+    locator: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class MediaSpec:
+    """What the data side must know of one modality; the model's parts fill it in.
+
+    Attributes:
+        decoder: which decoder the raw medium needs.
+        transform: decoded medium → encoder input. `image` and `video`: one uint8 [H,W,3] picture → float [3,H,W].
+            `audio`: a float32 mono waveform [samples] at 16 kHz → log-mel [M,frames].
+        num_tokens: K, the soft tokens (slots) of one item.
+        shape: the encoder input's shape of one item, for batches that hold none of this kind.
+        frames: F of a video; None otherwise.
+    """
+
+    decoder: Medium
+    transform: Callable[[np.ndarray], Tensor]
+    num_tokens: int
+    shape: tuple[int, ...]
+    frames: int | None = None
+
+
+@dataclass
+class Example:
+    """One tokenised row: the output of the preprocessor, the input of the collator.
+
+    Attributes:
+        labels: `input_ids` where the response is learned, `IGNORE` elsewhere; None when predicting.
+        media: kind → stacked encoder inputs of this row, in slot order.
+        slots: kind → positions that the soft tokens of that kind fill, in item order.
+        truncated: the response did not fit `max_length` and was cut.
+        skipped: samples that were unusable and that this one stands in for.
+    """
+
+    input_ids: Int[Tensor, " t"]
+    labels: Int[Tensor, " t"] | None
+    media: dict[str, Float[Tensor, "n ..."]]
+    slots: dict[str, Bool[Tensor, " t"]]
+    uid: str
+    truncated: bool = False
+    skipped: tuple[Rejection, ...] = ()
+
+
+@dataclass
+class Media:
+    """One kind of medium in one batch, in row order, then slot order; `slots.sum() == N·K`."""
+
+    values: Float[Tensor, "n ..."]
+    slots: Bool[Tensor, "b t"]
+
+
+@dataclass
+class Batch:
+    """What the model eats.
+
+    `media` holds every kind the model has, with n = 0 rows where the batch has none of it, so that each encoder
+    is called exactly once whatever the batch contains. `truncated` counts rows whose response was cut.
+    """
+
+    input_ids: Int[Tensor, "b t"]
+    attention_mask: Bool[Tensor, "b t"]
+    labels: Int[Tensor, "b t"] | None
+    media: dict[str, Media]
+    uids: list[str]
+    truncated: int = 0
+    skipped: tuple[Rejection, ...] = ()
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """A copy whose tensors are on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        """A copy whose tensors are in page-locked memory; the loader calls it when it pins."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, move: Callable[[Tensor], Tensor]) -> "Batch":
+        return replace(
+            self,
+            input_ids=move(self.input_ids),
+            attention_mask=move(self.attention_mask),
+            labels=None if self.labels is None else move(self.labels),
+            media={kind: Media(move(media.values), move(media.slots)) for kind, media in self.media.items()},
+        )
+
+
+@dataclass
+class Output:
+    """What a forward pass gives: with labels the summed loss and its token count, without labels the logits."""
+
+    nll: Float[Tensor, ""] | None = None
+    tokens: Int[Tensor, ""] | None = None
+    logits: Float[Tensor, "b t v"] | None = None

@@ -1,0 +1,128 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from macaw_lit.data.sources import macaw
+from macaw_lit.data.sources.rows import CAUSES
+from macaw_lit.errors import DataError
+from macaw_lit.types import MediaRef, Rejection, Sample
+
+PICTURE = "COCO_train2014_000000000009.jpg"
+
+
+def write(folder: Path, rows: list[Any], wrapped: bool = True) -> Path:
+    path = folder / "generated_examples.json"
+    path.write_text(json.dumps({"data": rows} if wrapped else rows))
+    return path
+
+
+def row(item: Any, **more: Any) -> dict[str, Any]:
+    return {"id": item, "instruction": "What is on the plate?", "response": "Bread.", **more}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    (tmp_path / "train2014").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "train2014" / PICTURE)
+    return tmp_path
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_pictures_by_file_name(pictures: Path, wrapped: bool) -> None:
+    path = write(pictures, [row(PICTURE, type="image.color", answer="bread")], wrapped)
+    (sample,) = macaw.read(path, pictures, "image")
+    assert isinstance(sample, Sample)
+    assert sample.uid == f"macaw_image/{PICTURE}/0"
+    assert sample.turns[0].media == (MediaRef("image", pictures / "train2014" / PICTURE),)
+    assert [turn.text for turn in sample.turns] == ["What is on the plate?", "Bread."]
+    assert sample.meta == {"id": PICTURE, "type": "image.color", "answer": "bread"}
+
+
+@pytest.mark.parametrize("item", ["000000000009.jpg", "9", "COCO_val2014_000000000009.jpg", PICTURE[:-4]])
+def test_pictures_of_another_release_are_found_by_number(pictures: Path, item: str) -> None:
+    (sample,) = macaw.read(write(pictures, [row(item)]), pictures, "image")
+    assert isinstance(sample, Sample)
+    assert sample.turns[0].media[0].path == pictures / "train2014" / PICTURE
+
+
+def test_videos_by_bare_id_bring_their_sound(tmp_path: Path, clip: Callable[..., Path]) -> None:
+    frames = [np.zeros((48, 64, 3), np.uint8)] * 4
+    (tmp_path / "Charades_v1_480").mkdir()
+    loud = clip(tmp_path / "Charades_v1_480/AB12C.mp4", frames, sound=np.zeros(6400, np.float32))
+    mute = clip(tmp_path / "Charades_v1_480/XY34Z.mp4", frames)
+    path = write(tmp_path, [row("AB12C"), row("XY34Z"), row("AB12C.mp4"), row("NONE1")])
+    found = list(macaw.read(path, tmp_path, "video", source="films"))
+    media = [sample.turns[0].media for sample in found if isinstance(sample, Sample)]
+    both = (MediaRef("video", loud), MediaRef("audio", loud))
+    assert media == [both, (MediaRef("video", mute),), both]
+    assert isinstance(found[3], Rejection)
+    assert (found[3].cause, found[3].locator) == ("media_missing", f"{path}[3]")
+    assert isinstance(found[0], Sample)
+    assert found[0].uid == "films/AB12C/0"
+
+
+def test_sounds(tmp_path: Path) -> None:
+    (tmp_path / "A000001.wav").write_bytes(b"RIFF")
+    samples = list(macaw.read(write(tmp_path, [row("A000001.wav"), row("A000001")]), tmp_path, "audio"))
+    for sample in samples:
+        assert isinstance(sample, Sample)
+        assert sample.turns[0].media == (MediaRef("audio", tmp_path / "A000001.wav"),)
+
+
+def test_nothing_outside_the_roots_is_found(tmp_path: Path) -> None:
+    root, other = tmp_path / "root", tmp_path / "root_other"
+    for folder in (root, other):
+        folder.mkdir()
+    Image.new("RGB", (8, 8)).save(other / "secret.png")
+    (root / "link.png").symlink_to(other / "secret.png")
+    (root / "folder").symlink_to(other)
+    Image.new("RGB", (8, 8)).save(root / "plain.png")
+    (root / "inside.png").symlink_to(root / "plain.png")
+    names = ["../root_other/secret.png", str(other / "secret.png"), "link.png", "folder/secret.png", "secret.png"]
+    found = list(macaw.read(write(tmp_path, [row(name) for name in names]), root, "image"))
+    causes = [entry.cause for entry in found if isinstance(entry, Rejection)]
+    assert causes == ["media_outside", "media_outside", *["media_missing"] * 3]
+    (inside,) = macaw.read(write(tmp_path, [row("inside.png")]), root, "image")
+    assert isinstance(inside, Sample)
+
+
+def test_bad_rows_are_rejected_by_cause(pictures: Path) -> None:
+    rows = [row(None), row(7), row(PICTURE, instruction=" "), row(PICTURE, response=""), row(""), [], {"id": PICTURE}]
+    found = list(macaw.read(write(pictures, rows), pictures, "image"))
+    assert [entry.cause for entry in found if isinstance(entry, Rejection)] == [
+        "missing_key",
+        "missing_key",
+        "empty_instruction",
+        "empty_response",
+        "media_missing",
+        "not_an_object",
+        "missing_key",
+    ]
+
+
+def test_an_object_without_rows_is_refused(pictures: Path) -> None:
+    (pictures / "a.json").write_text('{"rows": []}')
+    with pytest.raises(DataError, match="'data'"):
+        list(macaw.read(pictures / "a.json", pictures, "image"))
+
+
+IDS = st.text(max_size=30) | st.sampled_from(["..", ".", "/", "a/../b", "\0", "x" * 400, PICTURE, "train2014", "²"])
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(IDS, max_size=5), st.sampled_from(["image", "video", "audio"]))
+def test_any_name_is_found_or_rejected(pictures: Path, items: list[str], kind: Any) -> None:
+    found = list(macaw.read(write(pictures, [row(item) for item in items]), pictures, kind))
+    assert len(found) == len(items)
+    for entry in found:
+        if isinstance(entry, Sample):
+            assert Path(entry.turns[0].media[0].path).is_file()
+        else:
+            assert entry.cause in CAUSES

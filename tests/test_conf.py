@@ -1,0 +1,93 @@
+"""Every config composes, and every `_target_` in it exists and takes the keys that stand beside it."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from macaw_lit.cli import conf_dir
+
+COMMANDS = sorted(path.stem for path in conf_dir().glob("*.yaml"))
+OPTIONS = sorted(
+    str(path.relative_to(conf_dir()).with_suffix(""))
+    for path in conf_dir().glob("*/**/*.yaml")
+    if path.relative_to(conf_dir()).parts[0] not in ("hydra", "local")
+)
+
+
+def composed(command: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose(command, overrides=list(overrides), return_hydra_config=True)
+
+
+def choosing(option: str) -> str:
+    """The override that puts `group/name` in the place where train.yaml has that group."""
+    group, _, name = option.rpartition("/")
+    places = [key for key in composed("train").hydra.runtime.choices if key.partition("@")[0] == group]
+    return f"{places[0]}={name}" if places else f"+{option.replace('/' + name, '')}={name}"
+
+
+def targets(node, where=""):
+    """Every node with a `_target_`, with its place in the config."""
+    if isinstance(node, DictConfig):
+        if "_target_" in node:
+            yield where, node
+        for key in node:
+            yield from targets(node._get_node(key), f"{where}.{key}")
+    elif isinstance(node, ListConfig):
+        for index in range(len(node)):
+            yield from targets(node._get_node(index), f"{where}[{index}]")
+
+
+def check(cfg: DictConfig) -> None:
+    for where, node in targets(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])):
+        signature = inspect.signature(get_object(node._target_))
+        given = {key: None for key in node if not str(key).startswith("_")}
+        partial = node.get("_partial_", False) or where.startswith(".model.")  # the model passes its parts their sizes
+        try:
+            (signature.bind_partial if partial else signature.bind)(**given)
+        except TypeError as error:
+            pytest.fail(f"{where}: {node._target_}: {error}")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_compose_and_bind(command):
+    check(composed(command))
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_compose_and_bind(option):
+    check(composed("train", choosing(option)))
+
+
+def test_a_misspelt_key_would_be_caught():
+    cfg = composed("train", "+data.preprocessor.max_lenght=1")
+    with pytest.raises(pytest.fail.Exception, match="max_lenght"):
+        check(cfg)
+
+
+def test_files_of_groups_are_lowercase_yaml():
+    files = [path for path in conf_dir().rglob("*") if path.is_file()]
+    assert all(path.suffix == ".yaml" and path.name == path.name.lower() for path in files)
+
+
+def test_the_sampler_deals_to_ranks_itself():
+    for option in ("default", "cpu", "gpu", "ddp"):
+        assert composed("train", f"trainer={option}").trainer.use_distributed_sampler is False
+
+
+def test_loggers_touch_no_network():
+    cfg = composed("train", "logger=wandb").logger
+    assert cfg.wandb.offline is True
+    mlflow = composed("train", "logger=mlflow").logger.mlflow
+    assert OmegaConf.to_container(mlflow, resolve=False)["tracking_uri"] == "${paths.log_dir}/mlflow"
+
+
+def test_an_own_config_folder_is_found(tmp_path: Path):
+    """What a user without a working copy does: `--config-dir my_conf experiment=mine`."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 11\n")
+    assert composed("train", f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine").seed == 11
