@@ -35,8 +35,8 @@ format: $(STAMP)  ## rewrite the code in the house style
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-notebooks: $(STAMP)  ## execute every notebook in place
-	@set -e; for notebook in notebooks/*.ipynb; do $(VENV)/bin/jupyter execute --inplace "$$notebook"; done
+notebooks: $(STAMP)  ## execute every notebook; the executed copies go to logs/
+	@mkdir -p logs && $(VENV)/bin/jupyter execute --output='../logs/{notebook_name}' notebooks/*.ipynb
 
 clean:  ## remove caches and build outputs; .venv, data and logs stay
 	@rm -rf build dist htmlcov .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -17,7 +17,8 @@ from macaw_lit.cli import command, conf_dir, literal, print_config, require_all,
 from macaw_lit.errors import ConfigError, MediaError
 from macaw_lit.hints import nearest
 
-TEXT = ("model.path", "instruction", "image", "video", "audio")
+TEXT = ("model.path", "instruction")
+PATHS = ("image", "video", "audio")
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def ask(monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(sys, "argv", [name, *words, *(["experiment=demo"] if name == "train" else [])])
         code = 0
         try:
-            command(name, TEXT)(main)()
+            command(name, TEXT, PATHS)(main)()
         except SystemExit as end:
             code = end.code
         return code, *capsys.readouterr()
@@ -40,7 +41,7 @@ def ask(monkeypatch, capsys, tmp_path):
 
 def composed(*words: str):
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("predict", overrides=[literal(word, TEXT) for word in words])
+        return compose("predict", overrides=[literal(word, TEXT, PATHS) for word in words])
 
 
 NASTY = [
@@ -53,6 +54,8 @@ NASTY = [
     "line one\nline two\ttabbed",
     "key=value, {a: b}, [1, 2",
     "[INST] who? [/INST]",
+    "[INST]",
+    "[a, b]",
     "null",
     "true",
     "12",
@@ -76,8 +79,8 @@ def test_free_text_arrives_as_typed(text):
 
 
 def keeps_meaning(text: str) -> bool:
-    """Lists and `???` are not free text; a NUL cannot be typed."""
-    return text != "???" and not (text.lstrip(" \t").startswith("[") and text.rstrip(" \t").endswith("]"))
+    """`???` is how Hydra writes what is not given; a NUL cannot be typed."""
+    return text != "???"
 
 
 @settings(max_examples=300, deadline=None)

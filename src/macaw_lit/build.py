@@ -1,5 +1,6 @@
 """The one place that turns configs into objects; behind it no class knows of Hydra."""
 
+import logging
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from macaw_lit.types import Sample
 
 
 def set_up(cfg: DictConfig) -> None:
-    """Seed every generator of this process and its workers, and bound its threads."""
+    """Seed every generator of this process and its workers, bound its threads, let Lightning speak of faults only."""
+    logging.getLogger("lightning").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     seed_everything(cfg.seed, workers=True, verbose=False)
@@ -48,7 +51,7 @@ def heldout_samples(datamodule: MacawDataModule) -> list[Sample]:
 
 def build_trainer(cfg: DictConfig) -> Trainer:
     """The Trainer of `cfg.trainer` with the callbacks and loggers of their groups."""
-    callbacks = [instantiate(callback) for callback in (cfg.callbacks or {}).values()]
-    loggers = [instantiate(logger) for logger in (cfg.logger or {}).values()]
+    callbacks = [instantiate(callback) for callback in (cfg.get("callbacks") or {}).values()]
+    loggers = [instantiate(logger) for logger in (cfg.get("logger") or {}).values()]
     trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
     return trainer

@@ -26,7 +26,7 @@ from macaw_lit.hints import explain
 Main = Callable[[DictConfig], Any]
 
 
-def command(name: str, text: Sequence[str] = ()) -> Callable[[Main], Callable[[], None]]:
+def command(name: str, text: Sequence[str] = (), paths: Sequence[str] = ()) -> Callable[[Main], Callable[[], None]]:
     """Turn `main(cfg)` into a command that composes `conf/<name>.yaml` with the overrides of the command line.
 
     A user's mistake becomes one line `error: …` on stderr and exit code 1, Ctrl-C exit code 130; anything else is a
@@ -35,6 +35,7 @@ def command(name: str, text: Sequence[str] = ()) -> Callable[[Main], Callable[[]
     Args:
         name: the primary config.
         text: keys whose values are taken literally, whatever they contain (see `literal`).
+        paths: keys whose values are taken literally too, unless they are lists.
     """
 
     def decorate(main: Main) -> Callable[[], None]:
@@ -59,7 +60,7 @@ def command(name: str, text: Sequence[str] = ()) -> Callable[[Main], Callable[[]
                         raise
                     answer(error)
 
-            overrides = [literal(arg, text) for arg in given[1:]]
+            overrides = [literal(arg, text, paths) for arg in given[1:]]
             sys.argv = [given[0], *overrides]
             os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints every error itself and ends the process
             try:
@@ -95,22 +96,22 @@ def conf_dir() -> Path:
     return shipped if shipped.is_dir() else package.parents[1] / "conf"
 
 
-def literal(arg: str, text: Sequence[str]) -> str:
-    """Quote the value of `key=value` for Hydra's grammar when `key` is a text key, so that it arrives as typed.
+def literal(arg: str, text: Sequence[str], paths: Sequence[str] = ()) -> str:
+    """Quote the value of `key=value` for Hydra's grammar when `key` is a text or path key, so that it arrives as typed.
 
-    A value that Hydra reads as a list (`[a.jpg,b.jpg]`) stays a list. Commas, brackets, quotes, `${…}` and the like
+    A path that Hydra reads as a list (`[a.jpg,b.jpg]`) stays a list. Commas, brackets, quotes, `${…}` and the like
     lose their meaning, so free text is never a sweep. Only `???` alone keeps its meaning: not given.
 
     Args:
         arg: one word of the command line.
-        text: text keys. A dotted one such as `model.path` is typed by its first part, `model=…`, which Hydra alone
-            would take for a choice in the group `model`; spelt out it follows Hydra's grammar.
+        text, paths: the keys. A dotted one such as `model.path` is typed by its first part, `model=…`, which Hydra
+            alone would take for a choice in the group `model`; spelt out it follows Hydra's grammar.
     """
     key, equals, value = arg.partition("=")
-    target = {name.partition(".")[0]: name for name in text}.get(key)
+    target = {name.partition(".")[0]: name for name in (*text, *paths)}.get(key)
     if not equals or target is None:
         return arg
-    if _is_list(arg):
+    if target in paths and _is_list(arg):
         return f"{target}={value}"
     # OmegaConf halves the backslashes before `${` and takes an odd one as "no interpolation".
     value = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)

@@ -36,3 +36,8 @@ class SampleError(MacawError):
 
 class MediaError(SampleError):
     """A picture, video or sound that cannot be used, for a `cause` such as `missing`, `empty` or `truncated`."""
+
+
+def in_one_line(error: Exception) -> str:
+    """What another library has to say, short enough to be quoted in a message of ours."""
+    return " ".join(str(error).split())[:160] or type(error).__name__

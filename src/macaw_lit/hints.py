@@ -28,7 +28,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from macaw_lit.errors import MacawError
+from macaw_lit.errors import MacawError, in_one_line
 
 SIMILAR = 0.6  # SequenceMatcher ratio from which a name is worth suggesting
 
@@ -41,7 +41,8 @@ def explain(error: Exception, conf: Path, name: str, overrides: Sequence[str]) -
         overrides: the command line as Hydra saw it.
     """
     for cause in _causes(error):
-        if isinstance(cause, MacawError):
+        # The second is Lightning's, which takes seconds to import.
+        if isinstance(cause, MacawError) or type(cause).__name__ == "MisconfigurationException":
             return str(cause)
     if isinstance(error, MissingConfigException):
         return _wrong_option(error)
@@ -54,6 +55,10 @@ def explain(error: Exception, conf: Path, name: str, overrides: Sequence[str]) -
     mistakes = (InterpolationKeyError, InterpolationResolutionError, MissingMandatoryValue, GrammarParseError)
     if isinstance(error, (*mistakes, ValidationError, yaml.YAMLError)):
         return _first(error)
+    if isinstance(error, ValueError) and "Config group override must be" in str(error):
+        keys = [each.removesuffix("=null") for each in overrides if each.endswith("=null")]
+        groups = [key for key in keys if (conf / key).is_dir()]
+        return f"a group cannot be null; leave it out with {' or '.join(f'~{group}' for group in groups)}"
     return _first(error) if isinstance(error, HydraException) else None
 
 
@@ -121,7 +126,7 @@ def _dotted(node: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def _wrong_argument(error: InstantiationException) -> str | None:
-    """Explain a target that does not exist or that is called with the wrong arguments; other failures are bugs."""
+    """Explain a target that does not exist or that refuses its arguments; other failures are bugs."""
     text = str(error)
     located = re.search(r"Error (locating|in call to) target '([^']+)'", text)
     if not located:
@@ -134,4 +139,6 @@ def _wrong_argument(error: InstantiationException) -> str | None:
         return f"{unexpected[1]}: {target} takes no such argument{_hint(nearest(unexpected[1], known))}"
     if missing := re.search(r"missing .*required .*argument[^']*('[^\n]+')", text):
         return f"{missing[1]}: {target} needs it; add it to the config"
+    if isinstance(error.__cause__, ValueError | ImportError):  # a wrong value, or an extra that is not installed
+        return f"{target} cannot be built ({in_one_line(error.__cause__)})"
     return None

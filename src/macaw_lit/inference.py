@@ -10,7 +10,7 @@ import torch
 from macaw_lit.data.collate import Collator
 from macaw_lit.data.preprocess import Preprocessor
 from macaw_lit.data.prompt import Prompt
-from macaw_lit.errors import WeightsError
+from macaw_lit.errors import ConfigError, WeightsError, in_one_line
 from macaw_lit.model import Macaw
 from macaw_lit.types import Sample
 
@@ -24,9 +24,14 @@ class Answerer:
         model: in the mode and on the device that it is to answer with.
         preprocess: as in training.
         max_new_tokens: the longest answer.
+
+    Raises:
+        ConfigError: `max_new_tokens` is not positive.
     """
 
     def __init__(self, model: Macaw, preprocess: Preprocessor, max_new_tokens: int = 64) -> None:
+        if max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens={max_new_tokens}; expected at least 1, such as 64")
         self.model = model
         self.preprocess = preprocess
         self.max_new_tokens = max_new_tokens
@@ -62,13 +67,20 @@ def load_answerer(folder: Path, device: str = "cpu", max_new_tokens: int = 64) -
 
     Raises:
         WeightsError: the folder is no model folder, or a file of it is damaged.
+        ConfigError: this machine has no such device.
     """
-    model = Macaw.from_pretrained(folder).to(torch.device(device))
+    model = Macaw.from_pretrained(folder)
+    try:
+        model.to(torch.device(device))
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise ConfigError(f"device={device} ({in_one_line(error)}); expected cpu, or cuda with a GPU") from error
     path = folder / PREPROCESS_FILE
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         prompt = Prompt(**settings.pop("prompt"))
         preprocess = Preprocessor(model.llm.tokenizer, model.specs(), prompt=prompt, **settings)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path} cannot be used ({error}): copy the whole model folder again") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise WeightsError(
+            f"{path} cannot be used ({in_one_line(error)}): copy the whole model folder again"
+        ) from error
     return Answerer(model, preprocess, max_new_tokens)

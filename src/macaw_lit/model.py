@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from macaw_lit.aligners.base import Aligner
 from macaw_lit.encoders.base import Encoder
 from macaw_lit.encoders.frames import FrameSequence
-from macaw_lit.errors import ConfigError, WeightsError
+from macaw_lit.errors import ConfigError, WeightsError, in_one_line
 from macaw_lit.llms.base import LLM
 from macaw_lit.types import Batch, Media, MediaSpec, Output
 from macaw_lit.weights import load_exactly, read_weights
@@ -131,26 +131,29 @@ class Macaw(nn.Module):
         `aligner` holds what the modalities have in common, `modalities.<kind>.aligner` what is their own.
 
         Raises:
-            ConfigError: a part is unknown, or its arguments do not fit.
+            ConfigError: a part is missing or unknown, or its arguments do not fit.
         """
-        encoders = {name: build_part(part, Encoder) for name, part in config["encoders"].items()}
-        llm = build_part(config["llm"], LLM, delimiters=delimiters(config["modalities"]))
+        encoders = {
+            name: build_part(_section(config, "encoders", name), Encoder) for name in _section(config, "encoders")
+        }
+        kinds = _section(config, "modalities")
+        llm = build_part(_section(config, "llm"), LLM, delimiters=delimiters(kinds))
         modalities = {}
-        for kind, part in config["modalities"].items():
-            if part["encoder"] not in encoders:
-                raise ConfigError(
-                    f"modality {kind} wants the encoder {part['encoder']!r}, not among {sorted(encoders)}"
-                )
-            encoder, frames = encoders[part["encoder"]], part.get("frames")
+        for kind in kinds:
+            part = _section(config, "modalities", kind)
+            name, frames = str(part.get("encoder")), part.get("frames")
+            if name not in encoders:
+                raise ConfigError(f"modality {kind} wants the encoder {name!r}, not among {sorted(encoders)}")
+            encoder = encoders[name]
             aligner = build_part(
-                {**config["aligner"], **part["aligner"]},
+                {**_section(config, "aligner"), **_section(config, "modalities", kind, "aligner")},
                 Aligner,
                 dim_in=encoder.dim,
                 seq_len=encoder.seq_len * (frames or 1),
                 dim_out=llm.dim,
             )
             sequence = FrameSequence(frames, encoder.dim) if frames else None
-            modalities[kind] = Modality(part["encoder"], aligner, sequence)
+            modalities[kind] = Modality(name, aligner, sequence)
         return cls(encoders, modalities, llm, config)
 
     def load_pretrained(self, sources: Mapping[str, str | None]) -> None:
@@ -180,11 +183,15 @@ class Macaw(nn.Module):
             WeightsError: the folder is no model folder, or its weights do not fit its config.
         """
         config = _read_model_config(folder)
-        config["llm"]["tokenizer"] = str(folder / TOKENIZER_FOLDER)
-        model = cls.from_config(config)
+        try:
+            config["llm"] = {**_section(config, "llm"), "tokenizer": str(folder / TOKENIZER_FOLDER)}
+            model = cls.from_config(config)
+        except ConfigError as error:
+            raise WeightsError(f"{folder / CONFIG_FILE}: {error}") from error
         state: dict[str, Any] = read_weights(folder / WEIGHTS_FILE)
         for copy, original in _tied_names(model.state_dict()).items():
-            state[copy] = state[original]
+            if original in state:
+                state[copy] = state[original]
         load_exactly(model, state, str(folder / WEIGHTS_FILE))
         return model.eval()
 
@@ -225,8 +232,17 @@ def build_part(config: Mapping[str, Any], base: type[Part], **wiring: Any) -> Pa
         )
     try:
         return part(**arguments)
-    except TypeError as error:
-        raise ConfigError(f"{class_name}: {error}; see its arguments in {module_name}") from error
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:  # a misspelt name, a size of 0 or -1
+        raise ConfigError(f"{class_name}: {in_one_line(error)}; see its arguments in {module_name}") from error
+
+
+def _section(config: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
+    found: Any = config
+    for name in path:
+        found = found.get(name)
+        if not isinstance(found, Mapping):
+            raise ConfigError(f"model.{'.'.join(path)} is {found!r}: expected a mapping, as in conf/model/")
+    return found
 
 
 def _read_model_config(folder: Path) -> dict[str, Any]:

@@ -1,34 +1,38 @@
 """Answers a question about media: `python -m macaw_lit.predict model=<folder> image=cat.jpg instruction="…"`."""
 
-from collections.abc import Sequence
+import warnings
 from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
 
 from macaw_lit.cli import command
-from macaw_lit.types import MediaRef
 
 
-@command("predict", text=("model.path", "image", "video", "audio", "instruction"))
+@command("predict", text=("model.path", "instruction"), paths=("image", "video", "audio"))
 def main(cfg: DictConfig) -> None:
-    """Print the answer of the model in the folder `cfg.model.path`."""
+    """Print the answer of the model in the folder `cfg.model.path`, and nothing else."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        print(_answer(cfg))
+
+
+def _answer(cfg: DictConfig) -> str:
     from macaw_lit.data.media import has_audio  # heavy imports wait until the configuration is known to be sound
     from macaw_lit.inference import load_answerer
-    from macaw_lit.types import Sample, Turn
+    from macaw_lit.types import MediaRef, Sample, Turn
 
     answerer = load_answerer(Path(cfg.model.path), cfg.device, cfg.max_new_tokens)
-    videos = _paths(cfg.video)
     media = [MediaRef(kind, path) for kind in ("image", "video", "audio") for path in _paths(cfg[kind])]
     if "audio" in answerer.preprocess.specs:
-        media += [MediaRef("audio", path) for path in videos if has_audio(path)]
-    question = Turn("user", str(cfg.instruction), tuple(media))
-    print(answerer([Sample((question,), uid="predict", source="predict")])[0])
+        media += [MediaRef("audio", path) for path in _paths(cfg.video) if has_audio(path)]
+    question = Turn("user", cfg.instruction, tuple(media))
+    return answerer([Sample((question,), uid="question", source="predict")])[0]
 
 
-def _paths(value: str | Sequence[str] | None) -> list[str]:
+def _paths(value: str | ListConfig | None) -> list[str]:
     if value is None:
         return []
-    return [str(path) for path in value] if isinstance(value, ListConfig) else [str(value)]
+    return [str(path) for path in value] if isinstance(value, ListConfig) else [value]
 
 
 if __name__ == "__main__":

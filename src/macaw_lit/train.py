@@ -1,41 +1,141 @@
 """Trains a model: `python -m macaw_lit.train experiment=demo`."""
 
-from typing import Any
+import json
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from macaw_lit.cli import command, print_config, run_folder
+from macaw_lit.errors import ConfigError, DataError, MacawError, SampleError, in_one_line
+
+if TYPE_CHECKING:
+    from lightning import Trainer
+
+    from macaw_lit.data.datamodule import MacawDataModule
+    from macaw_lit.inference import Answerer
+    from macaw_lit.training.module import MacawModule
+
+NOISE = (
+    "Experiment logs directory .* exists and is not empty",
+    "The dirpath has changed",
+    ".*LeafSpec.* is deprecated",
+    "Glyph .* missing",
+)
+"""Warnings of other libraries at what is as it should be."""
 
 
 @command("train")
-def main(cfg: DictConfig) -> Any:
-    """One run: train in one stage, save the model folder, measure if asked, and leave everything in the run folder.
-
-    Returns the metric named by `cfg.optimized_metric`, for sweeps.
-    """
+def main(cfg: DictConfig) -> None:
+    """One run: train in one stage, save the model folder, measure if asked, and leave everything in the run folder."""
     # Heavy imports wait until the configuration is known to be sound.
-    from macaw_lit.build import attach, build_data, build_module, build_trainer, heldout_samples, set_up
+    from macaw_lit.build import attach, build_data, build_module, build_trainer, set_up
     from macaw_lit.evaluation import plot_loss
-    from macaw_lit.evaluation.prove import prove
     from macaw_lit.inference import Answerer, save_folder
 
     folder = run_folder()
     print_config(cfg, folder)
+    _check(cfg)
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message)
     set_up(cfg)
     module = build_module(cfg)
     datamodule = build_data(cfg)
     attach(datamodule, module)
     trainer = build_trainer(cfg)
-    trainer.fit(module, datamodule, ckpt_path=cfg.ckpt_path)
+    datamodule.setup("fit")
     if trainer.is_global_zero:
-        save_folder(folder / "model", module.model, datamodule.preprocess)
-        if (folder / "metrics.csv").is_file():
-            plot_loss(folder / "metrics.csv", folder / "loss.png")
-        if cfg.evaluation:
-            settings = dict(cfg.evaluation)
-            answerer = Answerer(module.model.eval(), datamodule.preprocess, settings.pop("max_new_tokens"))
-            prove(answerer, heldout_samples(datamodule), folder, seed=cfg.seed, **settings)
-        print(folder)
+        _print_reading(datamodule)
+    _fit(trainer, module, datamodule, cfg.ckpt_path)
+    if not trainer.is_global_zero:
+        return
+    save_folder(folder / "model", module.model, datamodule.preprocess)
+    _print_skips(folder / "ledger.json")
+    if (folder / "metrics.csv").is_file():
+        plot_loss(folder / "metrics.csv", folder / "loss.png")
+    if cfg.get("evaluation") and not cfg.trainer.fast_dev_run:
+        settings = dict(cfg.evaluation)
+        answerer = Answerer(module.model.eval(), datamodule.preprocess, settings.pop("max_new_tokens"))
+        _measure(answerer, datamodule, folder, seed=cfg.seed, **settings)
+    print(folder)
+
+
+def _check(cfg: DictConfig) -> None:
+    """Refuse what would otherwise fail only when the model is built, or after training."""
+    from macaw_lit.evaluation import read_types
+
+    if cfg.ckpt_path and not Path(cfg.ckpt_path).exists():
+        wanted = "expected a checkpoint such as logs/train/runs/<time>/checkpoints/last.ckpt"
+        raise ConfigError(f"ckpt_path={cfg.ckpt_path}: no such file; {wanted}")
+    if cfg.get("evaluation"):
+        read_types(Path(cfg.evaluation.types))
+        for name in ("n", "batch_size", "max_new_tokens"):
+            if cfg.evaluation[name] < 1:
+                raise ConfigError(f"evaluation.{name}={cfg.evaluation[name]}; expected at least 1")
+
+
+def _fit(trainer: "Trainer", module: "MacawModule", datamodule: "MacawDataModule", ckpt_path: str | None) -> None:
+    """Train; what fails before the first step is a setting or a checkpoint, for which Lightning has no class."""
+    from lightning.pytorch.callbacks import LambdaCallback
+
+    started: list[bool] = []
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # assigned by a connector
+    callbacks.append(LambdaCallback(on_train_start=lambda *_: started.append(True)))
+    try:
+        trainer.fit(module, datamodule, ckpt_path=ckpt_path)
+    except MacawError:
+        raise
+    except Exception as error:
+        if started:
+            raise
+        if isinstance(error, ValueError):
+            raise ConfigError(f"training cannot start ({in_one_line(error)}): mend that setting") from error
+        if ckpt_path:
+            why = f"cannot be continued ({type(error).__name__})"
+            wanted = "expected a whole one, of a run with the same model and optimizer"
+            raise ConfigError(f"ckpt_path={ckpt_path} {why}; {wanted}") from error
+        raise
+
+
+def _print_reading(datamodule: "MacawDataModule") -> None:
+    """Show what became of the rows of each source, if any were rejected."""
+    rejections = [tally.first for tally in datamodule.ledger if tally.first]
+    if not rejections:
+        return
+    table = Table("split", "source", "usable", "rejected", "causes", title="rows read")
+    for row in datamodule.table():
+        table.add_row(*map(str, row))
+    console = Console()
+    console.print(table)
+    for first in rejections:
+        console.print(escape(f"first {first.cause}: {first.locator}: {first.detail}"))
+
+
+def _print_skips(path: Path) -> None:
+    """Show how many samples were skipped while training, if any, by the ledger at `path`."""
+    from macaw_lit.data.rows import in_words
+
+    ledger = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"skipped": {}}
+    if ledger["skipped"]:
+        causes = in_words(Counter(ledger["skipped"]))
+        print(f"{ledger['seen']} samples seen, {ledger['used']} used; skipped: {causes}")
+
+
+def _measure(answerer: "Answerer", datamodule: "MacawDataModule", folder: Path, **settings: Any) -> None:
+    """Prove which media are used; an unusable held-out medium must not look like a failed training."""
+    from macaw_lit.build import heldout_samples
+    from macaw_lit.evaluation.prove import prove
+
+    try:
+        prove(answerer, heldout_samples(datamodule), folder, **settings)
+    except SampleError as error:
+        again = f"python -m macaw_lit.evaluate model={folder / 'model'}"
+        raise DataError(f"the model is saved, but a held-out question is unusable: {error}; then {again}") from error
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from macaw_lit.errors import WeightsError
+from macaw_lit.errors import WeightsError, in_one_line
 
 _LISTED_KEYS = 5  # of each kind of fault in a message; the counts are always whole
 
@@ -28,11 +28,16 @@ def read_weights(path: Path) -> dict[str, object]:
             return dict(load_file(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
-        raise WeightsError(f"weights file {path} is damaged ({_first_line(error)}): fetch or write it again") from error
-    except Exception as error:  # the restricted reader raises a class of the module that this house does not import
+        if "weights_only" in str(error):  # TorchScript, as OpenAI publishes CLIP, or the tar of PyTorch's first days
+            raise WeightsError(
+                f"weights file {path} is a TorchScript program or a tar: save its state_dict() as .safetensors"
+            ) from error
+        raise WeightsError(f"weights file {path} is damaged ({in_one_line(error)}): fetch or write it again") from error
+    except Exception as error:  # the restricted reader raises a class of the module that this house does not import,
+        # with an advice to lift the restriction that is not to be passed on
         raise WeightsError(
-            f"weights file {path} holds more than tensors ({_first_line(error)}): "
-            "convert it to .safetensors where it came from"
+            f"weights file {path} is damaged or holds more than tensors: "
+            "fetch it again, or convert it to .safetensors where it came from"
         ) from error
     if not isinstance(state, dict):
         raise WeightsError(f"weights file {path} holds a {type(state).__name__}: expected a state dict")
@@ -74,7 +79,3 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], origin: str) ->
             "give weights of the configured size, or configure theirs"
         )
     module.load_state_dict(dict(state))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -1,7 +1,5 @@
 """The paper's aligner: soft tokens are attention-weighted means of the LLM's own word embeddings (Eq. 3 and 4)."""
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -20,7 +18,8 @@ class MacawAligner(Aligner):
         qk_norm: compare directions instead of raw vectors: queries and keys are divided by their root mean square, and
             the scores multiplied by a learned temperature. Values stay E. The exact form starts with almost uniform
             attention wherever embeddings are small, so that all inputs give nearly the same token (docs/log.md).
-        temperature: start of the learned temperature; read with `qk_norm` only.
+        match_scale: give every soft token the root mean square of the table. A mean of many embeddings is far smaller
+            than one of them, and beside the words of the prompt it is hardly heard.
     """
 
     def __init__(
@@ -31,12 +30,13 @@ class MacawAligner(Aligner):
         kernel: int,
         stride: int,
         qk_norm: bool = False,
-        temperature: float = 1.0,
+        match_scale: bool = False,
     ) -> None:
         super().__init__()
         self.compress = Compress(dim_in, seq_len, dim_out, kernel, stride)
         self.num_tokens = self.compress.num_tokens
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature))) if qk_norm else None
+        self.match_scale = match_scale
+        self.log_temperature = nn.Parameter(torch.zeros(())) if qk_norm else None
 
     def forward(self, features: Float[Tensor, "n s e"], table: Float[Tensor, "v d"]) -> Float[Tensor, "n k d"]:
         tokens: Tensor = self.compress(features)  # [N, K, D]
@@ -45,4 +45,6 @@ class MacawAligner(Aligner):
             queries = F.rms_norm(queries, queries.shape[-1:]) * self.log_temperature.exp()
             keys = F.rms_norm(keys, keys.shape[-1:])
         aligned = F.scaled_dot_product_attention(queries[None, None], keys[None, None], table[None, None])
+        if self.match_scale:
+            aligned = F.rms_norm(aligned, aligned.shape[-1:]) * table.detach().square().mean().sqrt()
         return aligned[0, 0].view_as(tokens)

@@ -19,12 +19,12 @@ RESULT_FILE = "modality_use.json"
 
 
 def prove(
-    answer: Answer, samples: Sequence[Sample], folder: Path, types: Path, n: int, batch_size: int, seed: int = 0
+    answer: Answer, samples: Sequence[Sample], folder: Path, types: str, n: int, batch_size: int, seed: int = 0
 ) -> Report:
     """Measure, print the table, and write `modality_use.json`, `accuracy.png` and the gallery into `folder`.
 
     Args:
-        types: the table of question types, as `read_types` reads it.
+        types: path of the table of question types, as `read_types` reads it.
         n: the most items of a type.
 
     Raises:
@@ -34,7 +34,7 @@ def prove(
         task = progress.add_task("asking held-out questions", total=None)
         report = measure(
             samples,
-            read_types(types),
+            read_types(Path(types)),
             answer,
             n,
             seed,
@@ -44,6 +44,5 @@ def prove(
     (folder / RESULT_FILE).write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
     plot_accuracy(report, folder / "accuracy.png")
     write_gallery(folder, choose(report.answered))
-    console = Console()
-    console.print(render(report), width=max(100, console.width))
+    Console(width=max(100, Console().width)).print(render(report))
     return report

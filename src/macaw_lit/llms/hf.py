@@ -8,16 +8,20 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from macaw_lit.errors import ConfigError, WeightsError
+from macaw_lit.errors import ConfigError, WeightsError, in_one_line
 from macaw_lit.llms.base import LLM
 from macaw_lit.types import IGNORE, Output
 from macaw_lit.weights import load_exactly
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
+
+# Without the second, transformers asks on the terminal whether to run the code that a folder brings along.
+_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+_WANTED = "expected a model_type of transformers such as llama, and sizes that it can have"
 
 
 class HFCausalLM(LLM):
@@ -28,9 +32,17 @@ class HFCausalLM(LLM):
             The vocabulary grows to the tokenizer's where it is smaller.
         tokenizer: folder of a `transformers` tokenizer.
         delimiters: tokens around media, such as `<image>` and `</image>`; those that the tokenizer lacks are added.
+        embedding_std: spread that fresh embeddings start with; None leaves it to the architecture. With 1.0 a small
+            model learns from scratch in far fewer steps: what a token is outweighs what untrained layers add to it.
     """
 
-    def __init__(self, config: Mapping[str, Any] | str, tokenizer: str, delimiters: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any] | str,
+        tokenizer: str,
+        delimiters: Sequence[str] = (),
+        embedding_std: float | None = None,
+    ) -> None:
         super().__init__()
         self.tokenizer = _read_tokenizer(tokenizer, delimiters)
         hf_config = _read_config(config)
@@ -38,8 +50,9 @@ class HFCausalLM(LLM):
         for name in ("bos", "eos", "pad"):
             setattr(hf_config, f"{name}_token_id", getattr(self.tokenizer, f"{name}_token_id"))
         self.config_dict: dict[str, Any] = hf_config.to_dict()
-        # from_config writes into the object it is given, so it gets one of its own.
-        self.model = AutoModelForCausalLM.from_config(copy.deepcopy(hf_config), dtype=torch.float32)
+        self.model = _build(hf_config)
+        if embedding_std is not None:
+            nn.init.normal_(self.table, std=embedding_std)
         self.dim = self.table.shape[1]
 
     @property
@@ -76,20 +89,23 @@ class HFCausalLM(LLM):
         Raises:
             WeightsError: the folder holds no such model, or weights of it did not arrive.
         """
+        if not Path(source).is_dir():
+            raise WeightsError(f"model folder {source} not found: give a folder with config.json and model.safetensors")
         try:
             found: Any = AutoModelForCausalLM.from_pretrained(
-                source, dtype=torch.float32, output_loading_info=True, local_files_only=True
+                source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **_LOCAL
             )
-        except (OSError, ValueError) as error:
-            first = str(error).splitlines()[0]
-            raise WeightsError(f"{source} is no folder of a transformers causal LM: {first}") from error
+        except Exception as error:  # transformers has no class for what may be wrong with a folder
+            raise WeightsError(
+                f"{source} holds no causal LM of transformers ({in_one_line(error)}): fetch it again"
+            ) from error
         loaded, report = found
         lost = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
         if lost:
             raise WeightsError(f"{source} lacks {len(lost)} weights, among them {', '.join(lost[:5])}: fetch it again")
         vocabulary = self.table.shape[0]
         for matrix in {loaded.get_input_embeddings(), loaded.get_output_embeddings()}:
-            added = vocabulary - matrix.weight.shape[0]
+            added = max(0, vocabulary - matrix.weight.shape[0])
             mean = matrix.weight.data.mean(0, keepdim=True)
             matrix.weight.data = torch.cat([matrix.weight.data, mean.expand(added, -1)])
         load_exactly(self.model, loaded.state_dict(), source)
@@ -103,8 +119,8 @@ def _read_tokenizer(folder: str, delimiters: Sequence[str]) -> Any:
     if not Path(folder).is_dir():
         raise ConfigError(f"tokenizer folder {folder} not found: give a folder with tokenizer.json")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL)
+    except Exception as error:
         raise ConfigError(f"{folder} holds no tokenizer: expected tokenizer.json and tokenizer_config.json") from error
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
@@ -118,11 +134,21 @@ def _read_tokenizer(folder: str, delimiters: Sequence[str]) -> Any:
 def _read_config(config: Mapping[str, Any] | str) -> Any:
     if isinstance(config, str):
         try:
-            return AutoConfig.from_pretrained(config, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{config} holds no transformers config: expected a folder with config.json") from error
+            return AutoConfig.from_pretrained(config, **_LOCAL)
+        except Exception as error:
+            raise ConfigError(
+                f"{config} holds no transformers config ({in_one_line(error)}): give a folder with config.json"
+            ) from error
     sizes = {"vocab_size": 0, **config}
     try:
         return AutoConfig.for_model(sizes.pop("model_type"), **sizes)
-    except (KeyError, ValueError) as error:
-        raise ConfigError(f"llm config {dict(config)}: expected a model_type of transformers such as llama") from error
+    except Exception as error:  # nor for what may be wrong with a config
+        raise ConfigError(f"llm config {dict(config)}: {in_one_line(error)}; {_WANTED}") from error
+
+
+def _build(config: Any) -> Any:
+    try:
+        # from_config writes into the object it is given, so it gets one of its own.
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32, trust_remote_code=False)
+    except Exception as error:
+        raise ConfigError(f"llm config of {config.model_type}: {in_one_line(error)}; {_WANTED}") from error

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+FULL_RATE_FAN_IN = 64  # convolutions of more inputs than this learn more slowly, in proportion
+
 
 def adamw(model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)) -> Optimizer:
-    """AdamW on all trainable parameters; norms, biases and embeddings are not decayed."""
+    """AdamW on all trainable parameters; only matrices of hidden layers are decayed."""
     matrices, others = _split(model)
     groups = [
         {"params": [*matrices.values()], "weight_decay": weight_decay},
@@ -24,7 +26,9 @@ class MuonAdamW(Optimizer):
     """Muon on the weight matrices of linear layers, AdamW on all else, as one optimizer with one step.
 
     Muon orthogonalises the momentum of a matrix before the step. It is scaled to AdamW's step size, so that both
-    learning rates mean the same (Keller Jordan's Muon; scaling by Moonshot AI, arXiv 2502.16982).
+    learning rates mean the same (Keller Jordan's Muon; scaling by Moonshot AI, arXiv 2502.16982). Convolutions stay
+    with AdamW, whose step moves an output by up to lr · fan_in whatever the weights are: a kernel over 6 144 inputs
+    would swing to and fro at a rate that suits a bias, so their rate falls with their fan-in.
 
     Args:
         lr, adamw_lr: peak learning rates of the two.
@@ -41,7 +45,7 @@ class MuonAdamW(Optimizer):
         matrices, others = _split(model)
         self.parts: list[Optimizer] = [
             Muon([*matrices.items()], lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-            AdamW(others, lr=adamw_lr, betas=betas, weight_decay=0.0),
+            AdamW(_by_fan_in(others, adamw_lr), lr=adamw_lr, betas=betas, weight_decay=0.0),
         ]
         super().__init__([{"params": [*matrices.values(), *others]}], {})
         self._share_groups()
@@ -70,7 +74,7 @@ class MuonAdamW(Optimizer):
 
 
 def cosine_with_warmup(optimizer: Optimizer, total_steps: int, warmup_ratio: float) -> LambdaLR:
-    """Linear warm-up over `warmup_ratio` of the steps, then half a cosine down to zero at the last step."""
+    """Linear warm-up over `warmup_ratio` of the steps, then half a cosine that reaches zero after the last."""
     warmup = max(1, round(total_steps * warmup_ratio))
 
     def factor(step: int) -> float:
@@ -93,6 +97,15 @@ def _split(model: nn.Module) -> tuple[dict[str, nn.Parameter], list[nn.Parameter
         else:
             others.append(parameter)
     return matrices, others
+
+
+def _by_fan_in(parameters: Iterable[nn.Parameter], lr: float) -> list[dict[str, Any]]:
+    """Parameter groups: convolutions with a rate that falls with their fan-in, the rest with `lr`."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        fan_in = parameter[0].numel() if parameter.ndim > 2 else 1
+        groups.setdefault(lr * min(1.0, FULL_RATE_FAN_IN / fan_in), []).append(parameter)
+    return [{"params": group, "lr": rate} for rate, group in groups.items()]
 
 
 def _embedding_like(model: nn.Module) -> Iterable[Tensor]:

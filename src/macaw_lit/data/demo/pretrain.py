@@ -1,9 +1,10 @@
-"""Trains the demo's tiny CLIP and Whisper encoders on the world's captions, in place of downloaded weights.
+"""Trains the demo's tiny CLIP, Whisper and LLaMA on the world's captions and texts, in place of downloaded weights.
 
-`python -m macaw_lit.data.demo.pretrain [root=data/demo] [seed=0] [steps=…]` writes `weights/clip.safetensors` and
-`weights/whisper.pt` in the formats that open_clip and OpenAI publish, so that training loads them as it loads real
-ones. The captions are the only supervision: a throwaway head must tell from the features which words and pairs of
-words ("red circle", "moves fast") stand in a medium's captions.
+`python -m macaw_lit.data.demo.pretrain [root=data/demo] [seed=0] [steps=…]` writes `weights/clip.safetensors`,
+`weights/whisper.pt` and the folder `weights/llama` in the formats that open_clip, OpenAI and transformers publish, so
+that training loads them as it loads real ones. Captions are the encoders' only supervision: a throwaway head must tell
+from the features which words and pairs of words ("red circle", "moves fast") stand in a medium's captions. The language
+model never meets a medium: it learns to answer questions about captions that it reads (see `reading`).
 """
 
 import json
@@ -27,16 +28,19 @@ from torch.nn import functional as F
 
 from macaw_lit.cli import conf_dir
 from macaw_lit.data.demo.arguments import read_arguments, run
-from macaw_lit.data.demo.phrases import Captions, avsd_captions, coco_captions, targets, vocabulary
+from macaw_lit.data.demo.phrases import RARE, Captions, avsd_captions, coco_captions, targets, vocabulary
+from macaw_lit.data.demo.reading import teach_reading
+from macaw_lit.data.demo.tokenizer import MEDIA_TOKENS
 from macaw_lit.data.media import has_audio, load
 from macaw_lit.encoders.base import Encoder
 from macaw_lit.encoders.clip import ClipEncoder
 from macaw_lit.encoders.whisper import WhisperEncoder
 from macaw_lit.errors import DataError
+from macaw_lit.llms.hf import HFCausalLM
 from macaw_lit.training.optim import MuonAdamW, cosine_with_warmup
 from macaw_lit.types import Medium
 
-VERSION = 1
+VERSION = 3
 """Raised whenever the same settings give other weights."""
 
 FRAMES = 6
@@ -83,23 +87,27 @@ class Lesson:
         return logits
 
     @torch.no_grad()
-    def score(self, encoder: Encoder) -> dict[str, Any]:
+    def score(self, encoder: Encoder) -> list[dict[str, Any]]:
         """F1 over held-out media of all words, and of all pairs of words; a positive logit tells a phrase."""
         told = torch.cat([self.logits(encoder, values) for values in self.inputs["val"].split(128)]) > 0
         said = self.said["val"] > 0
-        pairs = torch.tensor([" " in phrase for phrase in self.phrases])
-        scores = {
-            name: float(2 * (told & said)[:, chosen].sum() / (told[:, chosen].sum() + said[:, chosen].sum()))
+        pairs = torch.tensor([" " in phrase for phrase in self.phrases], dtype=torch.bool)
+        return [
+            {
+                "what": f"{name} of {self.medium} captions",
+                "heldout": len(said),
+                "measure": "F1",
+                "score": float(2 * (told & said)[:, chosen].sum() / (told[:, chosen].sum() + said[:, chosen].sum())),
+            }
             for name, chosen in (("words", ~pairs), ("pairs", pairs))
-        }
-        return {"medium": self.medium, "media": len(said), "phrases": len(self.phrases), **scores}
+        ]
 
 
 def pretrain(root: Path, seed: int = 0, steps: int = 900) -> bool:
     """Writes `root/weights`, unless it is there already with the same settings: then False, at once.
 
     Raises:
-        DataError: `root` is no demo world.
+        DataError: `root` is no demo world, or one too small to learn from.
     """
     world = root / "world.json"
     if not world.is_file():
@@ -110,7 +118,7 @@ def pretrain(root: Path, seed: int = 0, steps: int = 900) -> bool:
         return False
     record.parent.mkdir(exist_ok=True)
     record.unlink(missing_ok=True)  # written last: its presence says that the weights are complete
-    jobs = {"encoder of pictures": _pretrain_clip, "encoder of sounds": _pretrain_whisper}
+    jobs = {"pictures": _pretrain_clip, "sounds": _pretrain_whisper, "language": _pretrain_llama}
     scores = _run_side_by_side(jobs, root, seed, steps)
     record.write_text(json.dumps({"settings": settings, "scores": scores}, indent=2) + "\n", encoding="utf-8")
     _print(scores)
@@ -118,9 +126,9 @@ def pretrain(root: Path, seed: int = 0, steps: int = 900) -> bool:
 
 
 def _run_side_by_side(jobs: Mapping[str, Job], root: Path, seed: int, steps: int) -> list[dict[str, Any]]:
-    """One process of one thread per encoder: at these sizes two threads gain nothing."""
+    """Two processes of one thread: at these sizes two threads in one process gain nothing."""
     context = get_context("spawn")
-    with context.Manager() as manager, ProcessPoolExecutor(len(jobs), context) as pool, Progress() as progress:
+    with context.Manager() as manager, ProcessPoolExecutor(2, context) as pool, Progress() as progress:
         done = [manager.Value("d", 0.0) for _ in jobs]
         bars = [progress.add_task(name, total=1.0) for name in jobs]
         running = [pool.submit(job, root, seed, steps, share) for job, share in zip(jobs.values(), done, strict=True)]
@@ -134,7 +142,7 @@ def _pretrain_clip(root: Path, seed: int, steps: int, done: ValueProxy[float]) -
     """Trains the encoder of pictures and frames."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    encoder = ClipEncoder(**_sizes("clip_tiny"))
+    encoder = ClipEncoder(**_sizes("encoder", "clip_tiny"))
     seen = {split: coco_captions(root / f"coco/annotations/captions_{split}2017.json") for split in _SPLITS}
     watched = {
         split: avsd_captions(root / f"avsd/{name}_set4DSTC7-AVSD.json", "caption")
@@ -157,7 +165,7 @@ def _pretrain_whisper(root: Path, seed: int, steps: int, done: ValueProxy[float]
     """Trains the encoder of sounds."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    encoder = WhisperEncoder(**_sizes("whisper_tiny"))
+    encoder = WhisperEncoder(**_sizes("encoder", "whisper_tiny"))
     heard = {}
     for split, (name, dstc) in _SPLITS.items():
         sounds = coco_captions(root / f"audio/captions_{name}.json")
@@ -166,11 +174,22 @@ def _pretrain_whisper(root: Path, seed: int, steps: int, done: ValueProxy[float]
             str(_video(root, video)): own for video, own in tracks.items() if has_audio(_video(root, video))
         }
     lessons = [_lesson("audio", encoder, heard, kernel=24, stride=24, anywhere=False, batch=32)]
-    scores = _learn(encoder, lessons, steps // 2, done)  # sounds are learned sooner
+    scores = _learn(encoder, lessons, steps // 2, done)
     dims = {"n_mels": encoder.input_shape[0], "n_audio_ctx": encoder.seq_len, "n_audio_state": encoder.dim}
     state = {f"encoder.{name}": tensor for name, tensor in encoder.encoder.state_dict().items()}
     torch.save({"dims": dims, "model_state_dict": state}, root / "weights" / "whisper.pt")
     return scores
+
+
+def _pretrain_llama(root: Path, seed: int, steps: int, done: ValueProxy[float]) -> list[dict[str, Any]]:
+    """Teaches the language model to read."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    sizes = _sizes("llm", "llama_tiny", "tokenizer")
+    llm = HFCausalLM(tokenizer=str(root / "tokenizer"), delimiters=MEDIA_TOKENS, **sizes)
+    score = teach_reading(llm, root, seed, steps // 3, done)
+    llm.model.save_pretrained(root / "weights" / "llama")
+    return [score]
 
 
 def _learn(encoder: Encoder, lessons: Sequence[Lesson], steps: int, done: ValueProxy[float]) -> list[dict[str, Any]]:
@@ -192,7 +211,7 @@ def _learn(encoder: Encoder, lessons: Sequence[Lesson], steps: int, done: ValueP
         schedule.step()
         if step % 10 == 9 or step + 1 == steps:
             done.value = (step + 1) / steps
-    return [lesson.score(encoder) for lesson in lessons]
+    return [score for lesson in lessons for score in lesson.score(encoder)]
 
 
 def _lesson(
@@ -205,6 +224,11 @@ def _lesson(
     batch: int,
 ) -> Lesson:
     phrases = vocabulary(captions["train"])
+    if not phrases:
+        raise DataError(
+            f"{len(captions['train'])} {medium} files with captions: no phrase is said of {RARE} of them; "
+            "render a larger world"
+        )
     positions = encoder.seq_len * (FRAMES if medium == "video" else 1)
     return Lesson(
         medium,
@@ -231,18 +255,18 @@ def _video(root: Path, name: str) -> Path:
     return root / "charades" / "Charades_v1_480" / f"{name}.mp4"
 
 
-def _sizes(name: str) -> dict[str, Any]:
-    """Arguments of the encoder that `conf/encoder/<name>.yaml` configures, so that the weights fit it."""
-    sizes: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "encoder" / f"{name}.yaml"))
-    return {key: value for key, value in sizes.items() if key != "_target_"}
+def _sizes(group: str, name: str, *without: str) -> dict[str, Any]:
+    """Arguments of the part that `conf/<group>/<name>.yaml` configures, so that the weights fit it."""
+    sizes: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{name}.yaml"))
+    return {key: value for key, value in sizes.items() if key not in {"_target_", *without}}
 
 
 def _print(scores: Sequence[dict[str, Any]]) -> None:
-    table = Table(title="encoders pretrained on captions: F1 on held-out media")
-    for column in ("medium", "media", "phrases", "words", "pairs"):
-        table.add_column(column, justify="left" if column == "medium" else "right")
+    table = Table(title="pretrained on captions, measured on held-out ones")
+    for column in ("what", "heldout", "measure", "score"):
+        table.add_column(column, justify="right" if column in ("heldout", "score") else "left")
     for score in scores:
-        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in score.values()))
+        table.add_row(score["what"], str(score["heldout"]), score["measure"], f"{score['score']:.3f}")
     Console().print(table)
 
 

@@ -1,0 +1,89 @@
+"""What every aligner keeps: K tokens per item from its own features alone, any number of items, no lost gradients."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+
+from macaw_lit.aligners.base import Aligner
+from macaw_lit.aligners.linear import LinearAligner
+from macaw_lit.aligners.macaw import MacawAligner
+from macaw_lit.errors import ConfigError
+
+ALIGNERS = {
+    "linear": LinearAligner,
+    "macaw": MacawAligner,
+    "macaw_qk_norm": partial(MacawAligner, qk_norm=True),
+    "macaw_matched": partial(MacawAligner, qk_norm=True, match_scale=True),
+}
+
+
+@pytest.fixture(params=ALIGNERS)
+def make(request: pytest.FixtureRequest) -> Callable[..., Aligner]:
+    return partial(ALIGNERS[request.param], dim_in=6, seq_len=10, dim_out=8)
+
+
+@pytest.fixture
+def table() -> torch.Tensor:
+    return torch.randn(50, 8, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("seq_len", "kernel", "stride", "tokens"),
+    [(196, 48, 36, 5), (1500, 240, 220, 6), (1176, 36, 30, 39), (10, 10, 1, 1), (10, 1, 1, 10)],
+)
+def test_as_many_tokens_as_it_says(make, table, seq_len, kernel, stride, tokens):
+    aligner = make(seq_len=seq_len, kernel=kernel, stride=stride)
+    assert aligner.num_tokens == tokens
+    assert aligner(torch.randn(2, seq_len, 6), table).shape == (2, tokens, 8)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(11, 1), (0, 1), (4, 0), (4, -1)])
+def test_a_kernel_that_does_not_fit_is_refused_with_the_numbers(make, kernel, stride):
+    with pytest.raises(ConfigError, match=rf"kernel {kernel}, stride {stride} on 10 positions.*1 <= kernel <= 10"):
+        make(kernel=kernel, stride=stride)
+
+
+def test_an_item_does_not_depend_on_the_others(make, table):
+    aligner = make(kernel=4, stride=3)
+    features = torch.randn(5, 10, 6)
+    together = aligner(features, table)
+    for item in range(5):
+        # Batched and single matrix products may sum in another order: a few ulp of values near 1.
+        torch.testing.assert_close(aligner(features[[item]], table)[0], together[item], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(aligner(features.flip(0), table), together.flip(0), rtol=1e-5, atol=1e-6)
+
+
+def test_each_token_sees_its_window_and_nothing_else(make, table):
+    aligner = make(kernel=4, stride=3)
+    features = torch.randn(1, 10, 6)
+    changed = features.clone()
+    changed[:, 4:6] += 1  # inside the second window of three: 0–3, 3–6, 6–9
+    difference = (aligner(changed, table) - aligner(features, table))[0].abs().amax(1)
+    assert (difference > 1e-3).tolist() == [False, True, False]
+
+
+def test_no_items_give_no_tokens_and_zero_gradients(make, table):
+    aligner = make(kernel=4, stride=3)
+    tokens = aligner(torch.zeros(0, 10, 6), table)
+    assert tokens.shape == (0, 3, 8)
+    tokens.sum().backward()
+    for name, parameter in aligner.named_parameters():
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
+
+
+def test_every_parameter_learns_from_an_item(make, table):
+    aligner = make(kernel=4, stride=3)
+    (aligner(torch.randn(2, 10, 6), table) ** 2).sum().backward()
+    for name, parameter in aligner.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_half_precision_stays_half_precision(make, table):
+    aligner = make(kernel=4, stride=3).bfloat16()
+    tokens = aligner(torch.randn(2, 10, 6).bfloat16(), table.bfloat16())
+    assert tokens.dtype == torch.bfloat16
+    assert tokens.isfinite().all()

@@ -1,0 +1,317 @@
+"""Training as a user meets it: what a run leaves behind, how it goes on, and what it says of bad data and settings."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from safetensors.torch import load_file
+
+from macaw_lit.inference import load_answerer
+from macaw_lit.train import main
+
+HEAVY = "torch transformers lightning numpy librosa decord av matplotlib open_clip whisper".split()
+SOURCES = ("image", "video", "audio", "text", "image_captions", "video_captions", "audio_captions")
+
+
+def test_commands_answer_mistakes_before_anything_heavy_is_imported():
+    names = [f"macaw_lit.{name}" for name in ("cli", "train", "predict", "evaluate")]
+    code = f"import sys, {', '.join(names)}; print(*[name for name in {HEAVY} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+# What a run leaves behind
+
+
+@pytest.mark.slow
+def test_the_last_line_is_the_folder_that_holds_all_of_the_run(tiny_run):
+    assert tiny_run.stdout.splitlines()[-1] == str(tiny_run.folder)
+    found = {path.name for path in tiny_run.folder.iterdir()}
+    pictures = {"loss.png", "accuracy.png", "gallery.png"}
+    records = {"config.yaml", "metrics.csv", "ledger.json", "modality_use.json"}
+    assert found == {"model", "checkpoints", "gallery", "gallery.html", ".hydra", *pictures, *records}
+    for name in pictures:
+        with Image.open(tiny_run.folder / name) as picture:
+            assert min(picture.size) > 200, name
+
+
+@pytest.mark.slow
+def test_it_shows_the_settings_and_the_table_and_no_noise(tiny_run):
+    assert "── seed: 0" in tiny_run.stdout
+    assert "Which media the answers depend on" in tiny_run.stdout
+    assert "gating types pass" in tiny_run.stdout
+    assert "warning" not in tiny_run.stderr.lower()
+    assert "rows read" not in tiny_run.stdout, "no row of the demo world is bad"
+    assert "skipped" not in tiny_run.stdout
+
+
+@pytest.mark.slow
+def test_metrics_config_and_ledger_say_what_happened(tiny_run):
+    with (tiny_run.folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows if row["train/loss"]] == ["0", "1", "2", "3"]
+    assert [row["step"] for row in rows if row["val/loss"]] == ["1", "3"], "after every second batch"
+    assert all(float(row[name]) > 0 for row in rows for name in ("train/loss", "val/loss") if row[name])
+    assert ledger(tiny_run.folder) == {"seen": 16, "used": 16, "truncated": 0, "skipped": {}}  # 4 steps of 4 rows
+    config = OmegaConf.load(tiny_run.folder / "config.yaml")
+    assert (config.trainer.max_steps, config.data.batch_size) == (4, 4)
+    assert config.paths.run_dir == str(tiny_run.folder)
+
+
+@pytest.mark.slow
+def test_the_model_folder_is_the_model_of_the_last_checkpoint(tiny_run):
+    state = torch.load(tiny_run.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    model = load_answerer(tiny_run.folder / "model").model.state_dict()
+    assert {f"_model.{name}" for name in model} == set(state)
+    assert all(torch.equal(tensor, state[f"_model.{name}"]) for name, tensor in model.items())
+
+
+@pytest.mark.slow
+def test_modality_use_has_every_type_of_the_world(tiny_run):
+    use = json.loads((tiny_run.folder / "modality_use.json").read_text())
+    types = json.loads((tiny_run.root / "data/demo/question_types.json").read_text())
+    assert set(use) == set(types)
+    for name, kind in types.items():
+        row = use[name]
+        assert {key: row[key] for key in ("media", "gating", "chance")} == kind
+        assert 1 <= row["n"] <= 2
+        assert 0 <= row["true"] <= 1
+        assert set(row["absent"]) >= set(kind["media"])
+        assert set(row["shuffled"]) <= set(row["absent"])
+        assert row["verdict"] in ("pass", "fail")
+    assert use["text.last"]["absent"] == {}
+    assert set(use["av.both"]["absent"]) == {"audio", "video"}
+
+
+# How a run goes on, repeats and is tried out
+
+
+def ledger(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "ledger.json").read_text())
+
+
+def brief(words: list[str]) -> list[str]:
+    """The words of the tiny run without its evaluation."""
+    return [*(word for word in words if not word.startswith("evaluation")), "~evaluation"]
+
+
+@pytest.fixture
+def train(call: Callable, tiny_run: Any) -> Callable[..., tuple[int, str, str]]:
+    """`python -m macaw_lit.train` in the tiny world, with the tiny run's words and others."""
+    return lambda *words: call(main, tiny_run.root, *brief(tiny_run.words), *words)
+
+
+def one_line(done: tuple[int, str, str]) -> str:
+    """What a user's mistake is answered with."""
+    code, _, err = done
+    assert code == 1
+    assert err.startswith("error: "), err
+    assert err.count("\n") == 1, err
+    return err
+
+
+@pytest.mark.slow
+def test_a_checkpoint_goes_on_where_it_stopped(tiny_run, train, tmp_path):
+    before = tiny_run.folder / "checkpoints" / "last.ckpt"
+    code, out, err = train(f"ckpt_path={before}", "trainer.max_steps=6", f"hydra.run.dir={tmp_path}/on")
+    assert (code, out.splitlines()[-1]) == (0, f"{tmp_path}/on")
+    assert "warning" not in err.lower()
+    with (tmp_path / "on" / "metrics.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file) if row["train/loss"]] == ["4", "5"]
+    assert ledger(tmp_path / "on")["used"] == 24, "the counts of the first run go on too"
+    assert torch.load(tmp_path / "on/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+
+
+@pytest.mark.slow
+def test_a_sweep_makes_a_folder_for_each_seed(train, tmp_path):
+    words = (
+        "-m",
+        "seed=1,2",
+        "trainer.max_steps=1",
+        "trainer.val_check_interval=null",
+        f"hydra.sweep.dir={tmp_path}/m",
+    )
+    code, out, _ = train(*words)
+    assert (code, out.splitlines()[-1]) == (0, f"{tmp_path}/m/1")
+    states = []
+    for number, seed in enumerate((1, 2)):
+        folder = tmp_path / "m" / str(number)
+        assert OmegaConf.load(folder / "config.yaml").seed == seed
+        states.append(load_file(folder / "model" / "model.safetensors"))
+    aligner = "modalities.image.aligner.conv.weight"
+    assert aligner in states[0]
+    assert not torch.equal(states[0][aligner], states[1][aligner]), "another seed starts elsewhere"
+
+
+@pytest.mark.slow
+def test_fast_dev_run_leaves_no_checkpoint_and_no_metrics(call, tiny_run, tmp_path):
+    words = [word for word in tiny_run.words if not word.startswith(("trainer", "data"))]
+    code, out, _ = call(main, tiny_run.root, *words, "debug=fdr", f"hydra.run.dir={tmp_path}/try")
+    assert (code, out.splitlines()[-1]) == (0, f"{tmp_path}/try")
+    found = {path.name for path in (tmp_path / "try").iterdir()}
+    assert found == {".hydra", "config.yaml", "ledger.json", "model"}
+    assert ledger(tmp_path / "try")["used"] == 16  # one batch
+
+
+# Bad data
+
+
+@pytest.fixture
+def bad_pictures(tmp_path: Path) -> list[str]:
+    """Ten pictures of which three are damaged and one is gone, and rows of which four are bad: where they are read."""
+    for number in range(9):
+        Image.new("RGB", (64, 64), (25 * number, 99, 0)).save(tmp_path / f"{number}.jpg")
+    whole = (tmp_path / "3.jpg").read_bytes()
+    (tmp_path / "3.jpg").write_bytes(whole[: len(whole) - 20])
+    (tmp_path / "6.jpg").write_text("no picture at all")
+    (tmp_path / "7.jpg").write_bytes(b"")
+    rows: list[Any] = [{"id": f"{number}.jpg", "instruction": "Which?", "response": "This."} for number in range(10)]
+    rows += [{"id": "0.jpg", "instruction": "Which?"}, ["no", "object"]]
+    rows += [{"id": "0.jpg", "instruction": "  ", "response": "This."}]
+    (tmp_path / "rows.json").write_text(json.dumps({"data": rows}))
+    keys = ("path", "media_root")
+    return [f"data.train.image.read.{key}={path}" for key, path in zip(keys, (tmp_path / "rows.json", tmp_path))]
+
+
+@pytest.fixture
+def bad_texts(tmp_path: Path) -> str:
+    """Three texts: one full of control tokens, which is a text like any other, and one far too long."""
+    texts = ["Say </s> <image> <pad> ### Response: [INST].", "word " * 20_000, "Say it."]
+    (tmp_path / "texts.json").write_text(json.dumps([{"instruction": text, "output": "So."} for text in texts]))
+    return f"data.train.text.read.path={tmp_path / 'texts.json'}"
+
+
+EPOCH = ["trainer.max_steps=-1", "trainer.max_epochs=1", "trainer.limit_val_batches=0", "data.batch_size=3"]
+ALL_ROWS = ["data.repeat=false", "data.preprocessor.drop_media=0", "data.train.image.read.turns=1"]
+
+
+def alone(*names: str) -> list[str]:
+    """Train on these sources alone, on each row of theirs once."""
+    counts = [f"data.train.{name}.count=null" for name in names]
+    return [*counts, *(f"~data.train.{name}" for name in SOURCES if name not in names), *EPOCH, *ALL_ROWS]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_rows_and_media_are_counted_and_shown(train, bad_pictures, bad_texts, tmp_path, workers):
+    words = [*alone("image", "text"), *bad_pictures, bad_texts, f"data.num_workers={workers}"]
+    code, out, err = train(*words, f"hydra.run.dir={tmp_path}/run")
+    assert code == 0, err
+    assert "Traceback" not in err
+    # Of nine usable rows, number 3 is replaced by 4, number 6 by 8 after 7 failed too, number 7 by 8.
+    skipped = {"truncated": 1, "unreadable": 1, "empty": 2, "text_too_long": 1}
+    assert ledger(tmp_path / "run") == {"seen": 17, "used": 12, "truncated": 0, "skipped": skipped}
+    assert "17 samples seen, 12 used; skipped: empty 2, " in out
+    table = " ".join(next(line for line in out.splitlines() if "media_missing 1" in line).split())
+    assert table.startswith("│ train │ image │ 9 │ 4 │ ")
+    assert all(f"{cause} 1" in out for cause in ("media_missing", "missing_key", "not_an_object", "empty_instruction"))
+    assert f"first media_missing: {tmp_path / 'rows.json'}[9]: '9.jpg' is not under {tmp_path}" in "".join(
+        out.split("\n")
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_media_that_are_all_bad_end_the_run_in_one_line(train, bad_pictures, tmp_path, workers):
+    for path in tmp_path.glob("*.jpg"):
+        path.write_bytes(b"\xff\xd8\xff no more")
+    words = [*alone("image"), *bad_pictures, f"data.num_workers={workers}", f"hydra.run.dir={tmp_path}/run"]
+    line = one_line(train(*words))
+    assert "9 samples in a row of macaw_image are unusable (truncated 9)" in line
+    assert "8.jpg" in line or "0.jpg" in line
+    assert not (tmp_path / "run" / "model").exists()
+
+
+FILES = {
+    "not UTF-8": (b'[{"instruction": "caf\xe9", "output": "x"}]', "byte 0xe9 at position 22, expected UTF-8 text"),
+    "not JSON": (b'[{"instruction": ', "at line 1 column"),
+    "no list": (b'{"rows": []}', "top level is an object with 'rows', expected a list of rows"),
+    "no row": (b"[]", "train source 'text' has no usable row (it is empty)"),
+    "bad rows": (b'[{"output": "x"}, 3]', "has no usable row (missing_key 1, not_an_object 1), first at"),
+    "gone": (None, "no such file, expected a data file; check the path"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+def test_a_data_file_that_cannot_be_used_is_one_line(train, tmp_path, name):
+    content, expected = FILES[name]
+    path = tmp_path / "texts.json"
+    if content is not None:
+        path.write_bytes(content)
+    line = one_line(train(f"data.train.text.read.path={path}", f"hydra.run.dir={tmp_path}/run"))
+    assert expected in line
+    assert str(path) in line or content == b"[]"
+
+
+# Bad settings
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    {
+        "data.train.image.read.media_root=/nowhere": "/nowhere: no such folder, expected the folder of the media",
+        "model.pretrained.vision=/nowhere.pt": "weights file /nowhere.pt not found",
+        "model.pretrained.smell=/nowhere.pt": "model.pretrained.smell: no such key",
+        "model.llm.tokenizer=/nowhere": "tokenizer folder /nowhere not found",
+        "ckpt_path=/nowhere.ckpt": "ckpt_path=/nowhere.ckpt: no such file; expected a checkpoint",
+        "trainer=gpu": "No supported gpu backend found",
+        "trainer.precision=7": "Precision '7' is invalid",
+        "data.batch_size=0": "batch_size should be a positive integer",
+        "data.num_workers=-1": "num_workers option should be non-negative",
+        "trainer.val_check_interval=1000000": "`val_check_interval` (1000000) must be less than or equal to",
+        "logger=null": "a group cannot be null; leave it out with ~logger",
+    }.items(),
+)
+def test_a_setting_that_cannot_work_is_one_line(train, tmp_path, word, expected):
+    if word == "trainer=gpu" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    line = one_line(train(word, f"hydra.run.dir={tmp_path}/run"))
+    assert expected in line
+    assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_does_not_fit_is_one_line(tiny_run, train, tmp_path):
+    last = tiny_run.folder / "checkpoints" / "last.ckpt"
+    (tmp_path / "no.ckpt").write_text("no checkpoint")
+    for words in (
+        [f"ckpt_path={tmp_path / 'no.ckpt'}"],
+        [f"ckpt_path={tmp_path}"],
+        [f"ckpt_path={last}", "model.modalities.image.aligner.kernel=2"],
+        [f"ckpt_path={last}", "optim=adamw"],
+    ):
+        line = one_line(train(*words, f"hydra.run.dir={tmp_path}/run"))
+        assert "cannot be continued" in line, words
+        assert words[0] in line
+
+
+@pytest.mark.slow
+def test_what_evaluation_lacks_is_said_before_training(call, tiny_run, tmp_path):
+    for word, expected in (("types=/nowhere.json", "/nowhere.json"), ("max_new_tokens=0", "expected at least 1")):
+        words = [*tiny_run.words, f"evaluation.{word}", f"hydra.run.dir={tmp_path}/run"]
+        assert expected in one_line(call(main, tiny_run.root, *words))
+        assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_a_bad_heldout_medium_leaves_the_model_and_says_how_to_go_on(call, tiny_run, tmp_path):
+    coco = tiny_run.root / "data/demo/coco"
+    shutil.copytree(coco / "val2017", tmp_path / "val")
+    for path in (tmp_path / "val").iterdir():
+        path.write_bytes(b"")
+    words = [f"data.heldout.image.read.media_root={tmp_path / 'val'}", f"hydra.run.dir={tmp_path}/run"]
+    words += ["trainer.limit_val_batches=0", "trainer.max_steps=1"]
+    line = one_line(call(main, tiny_run.root, *tiny_run.words, *words))
+    assert "the model is saved" in line
+    assert f"python -m macaw_lit.evaluate model={tmp_path}/run/model" in line
+    assert load_answerer(tmp_path / "run" / "model")

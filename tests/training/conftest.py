@@ -1,0 +1,51 @@
+"""Data modules of real pictures and texts, and a Trainer that says nothing."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning import Trainer
+
+from macaw_lit.data.datamodule import MacawDataModule, Source
+from macaw_lit.data.preprocess import Preprocessor
+from macaw_lit.model import Macaw
+from macaw_lit.types import MediaRef, Sample, Turn
+
+
+def read(paths: list[Path]) -> Iterator[Sample]:
+    """A question to each picture; `Path()` asks without one."""
+    for number, path in enumerate(paths):
+        media = (MediaRef("image", path),) if path.name else ()
+        turns = (Turn("user", f"Shade {number}?", media), Turn("assistant", f"Number {number % 3}."))
+        yield Sample(turns, f"shades/{number}", "shades")
+
+
+@pytest.fixture
+def make_data(model: Macaw) -> Callable[..., MacawDataModule]:
+    def make(paths: list[Path], **settings: Any) -> MacawDataModule:
+        preprocessor = partial(Preprocessor, max_length=256)
+        data = MacawDataModule(
+            {"shades": Source(partial(read, paths))}, None, preprocessor, **{"batch_size": 2} | settings
+        )
+        data.attach(model.llm.tokenizer, model.specs())
+        return data
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
+    def make(*callbacks: Any, folder: Path = tmp_path, **settings: Any) -> Trainer:
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        return Trainer(
+            default_root_dir=folder,
+            accelerator="cpu",
+            callbacks=list(callbacks),
+            use_distributed_sampler=False,
+            enable_checkpointing=any("Checkpoint" in type(callback).__name__ for callback in callbacks),
+            **quiet | settings,
+        )
+
+    return make

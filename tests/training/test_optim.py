@@ -1,0 +1,218 @@
+"""Muon and AdamW as one optimizer against the two apart, and the schedule against its formula."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Muon
+
+from macaw_lit.model import Macaw
+from macaw_lit.training.optim import MuonAdamW, adamw, cosine_with_warmup
+
+
+def names_of(model: nn.Module, parameters: list[nn.Parameter]) -> set[str]:
+    own = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {own[id(parameter)] for parameter in parameters}
+
+
+MATRICES = {
+    "encoders.vision.visual.transformer.resblocks.0.attn.in_proj_weight",
+    "encoders.vision.visual.transformer.resblocks.1.mlp.c_proj.weight",
+    "encoders.hearing.encoder.blocks.0.attn.query.weight",
+    "modalities.image.aligner.compress.linear.weight",
+    "llm.model.model.layers.0.self_attn.q_proj.weight",
+    "llm.model.model.layers.1.mlp.down_proj.weight",
+}
+OTHERS = {
+    "encoders.vision.visual.class_embedding",
+    "encoders.vision.visual.positional_embedding",
+    "encoders.vision.visual.conv1.weight",
+    "encoders.vision.visual.ln_post.weight",
+    "encoders.hearing.encoder.conv2.weight",
+    "encoders.hearing.encoder.blocks.0.attn.query.bias",
+    "modalities.image.aligner.compress.conv.weight",
+    "modalities.image.aligner.log_temperature",
+    "modalities.video.frames.position",
+    "llm.model.model.embed_tokens.weight",
+    "llm.model.model.norm.weight",
+    "llm.model.lm_head.weight",
+}
+
+
+def adamw_of(model: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    decayed, plain = adamw(model, lr=1e-3, weight_decay=0.1).param_groups
+    return decayed, plain
+
+
+def muon_of(model: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    matrices, others = MuonAdamW(model, lr=1e-2, adamw_lr=1e-3, weight_decay=0.1).param_groups
+    assert (matrices["lr"], others["lr"]) == (1e-2, 1e-3)
+    return matrices, others
+
+
+@pytest.mark.parametrize("groups_of", [adamw_of, muon_of])
+def test_hidden_matrices_are_decayed_and_nothing_else_is(model: Macaw, groups_of: Callable[..., Any]):
+    decayed, plain = groups_of(model)
+    matrices, others = names_of(model, decayed["params"]), names_of(model, plain["params"])
+    assert matrices >= MATRICES
+    assert others >= OTHERS
+    assert not matrices & others
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert matrices | others == trained, "each trainable weight in one group, no frozen one in any"
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+
+
+def test_a_tied_head_is_an_embedding(sizes):
+    sizes["llm"]["config"] = {**sizes["llm"]["config"], "tie_word_embeddings": True}
+    model = Macaw.from_config(sizes)
+    _, others = muon_of(model)
+    assert "llm.model.model.embed_tokens.weight" in names_of(model, others["params"])
+
+
+class Small(nn.Module):
+    """One matrix, one bias and one embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(7, 6)
+        self.hidden = nn.Linear(6, 4)
+
+    def loss(self, seed: int) -> torch.Tensor:
+        draw = torch.Generator().manual_seed(seed)
+        ids = torch.randint(7, (5,), generator=draw)
+        return (self.hidden(self.words(ids)) - torch.randn(5, 4, generator=draw)).square().sum()
+
+
+def train(
+    model: Small, optimizers: list[torch.optim.Optimizer], steps: range, schedules: list[Any] | None = None
+) -> None:
+    for step in steps:
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        model.loss(step).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        for schedule in schedules or []:
+            schedule.step()
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_steps_are_those_of_muon_and_adamw_apart():
+    joined = Small()
+    apart = copy.deepcopy(joined)
+    train(joined, [MuonAdamW(joined, lr=0.03, adamw_lr=0.02, weight_decay=0.1, betas=(0.8, 0.9))], range(6))
+    muon = Muon([apart.hidden.weight], lr=0.03, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    others = AdamW([apart.words.weight, apart.hidden.bias], lr=0.02, betas=(0.8, 0.9), weight_decay=0.0)
+    train(apart, [muon, others], range(6))
+    assert same(joined, apart)
+
+
+def test_muon_steps_as_far_as_adamw_would():
+    model = nn.Linear(64, 32, bias=True)
+    before = model.weight.detach().clone()
+    model(torch.randn(128, 64)).square().sum().backward()
+    MuonAdamW(model, lr=0.01, adamw_lr=0.01, weight_decay=0.0).step()
+    step = (model.weight - before).square().mean().sqrt().item()
+    # 0.2 learning rates is the aim; Newton–Schulz leaves singular values between 0.7 and 1.2.
+    assert 0.1 * 0.01 < step < 0.4 * 0.01
+
+
+def test_adamw_is_torchs_with_decay_on_matrices():
+    model = Small()
+    apart = copy.deepcopy(model)
+    train(model, [adamw(model, lr=0.02, weight_decay=0.1, betas=(0.8, 0.9))], range(4))
+    decayed = AdamW([apart.hidden.weight], lr=0.02, betas=(0.8, 0.9), weight_decay=0.1)
+    plain = AdamW([apart.words.weight, apart.hidden.bias], lr=0.02, betas=(0.8, 0.9), weight_decay=0.0)
+    train(apart, [decayed, plain], range(4))
+    assert same(model, apart)
+
+
+def test_a_step_runs_its_closure_with_gradients():
+    model = Small()
+    optimizer = MuonAdamW(model, lr=0.03, adamw_lr=0.02, weight_decay=0.0)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model.loss(0)
+        loss.backward()
+        return loss
+
+    before = copy.deepcopy(model)
+    assert optimizer.step(closure).item() == before.loss(0).item()
+    assert not same(model, before)
+
+
+def test_a_schedule_reaches_both_parts():
+    model = Small()
+    optimizer = MuonAdamW(model, lr=0.03, adamw_lr=0.02, weight_decay=0.0)
+    schedule = cosine_with_warmup(optimizer, 10, 0.5)
+    for step in range(10):
+        assert [part.param_groups[0]["lr"] for part in optimizer.parts] == pytest.approx(
+            [0.03 * factor(step, 10, 5), 0.02 * factor(step, 10, 5)]
+        )
+        train(model, [optimizer], range(step, step + 1), [schedule])
+    before = copy.deepcopy(model)
+    train(model, [optimizer], range(1))  # the learning rate is zero now
+    assert same(model, before)
+
+
+@pytest.mark.parametrize("make", [MuonAdamW, None])
+def test_a_saved_state_continues_to_the_bit(make, tmp_path):
+    def parts(model: Small) -> tuple[torch.optim.Optimizer, Any]:
+        optimizer = MuonAdamW(model, lr=0.03, adamw_lr=0.02, weight_decay=0.1) if make else adamw(model, 0.02, 0.1)
+        return optimizer, cosine_with_warmup(optimizer, 10, 0.3)
+
+    model = Small()
+    optimizer, schedule = parts(model)
+    train(model, [optimizer], range(4), [schedule])
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+    torch.save(state, tmp_path / "state.pt")
+    train(model, [optimizer], range(4, 9), [schedule])
+
+    resumed = Small()
+    optimizer, schedule = parts(resumed)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    resumed.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    train(resumed, [optimizer], range(4, 9), [schedule])
+    assert same(model, resumed)
+
+
+def factor(step: int, total: int, warmup: int) -> float:
+    """Share of the peak learning rate, written out."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
+
+
+@pytest.mark.parametrize(("total", "ratio", "warmup"), [(100, 0.03, 3), (100, 0.5, 50), (10, 0.0, 1), (7, 0.25, 2)])
+def test_the_schedule_is_its_formula(total, ratio, warmup):
+    optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = cosine_with_warmup(optimizer, total, ratio)
+    rates = []
+    for _ in range(total + 3):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:total] == pytest.approx([2.0 * factor(step, total, warmup) for step in range(total)])
+    assert max(rates) == 2.0
+    assert min(rates[:total]) > 0, "every planned step moves"
+    assert rates[total:] == [0.0] * 3, "no step beyond the planned ones does"
+
+
+@pytest.mark.parametrize(("total", "ratio"), [(1, 0.03), (1, 1.0), (2, 1.0)])
+def test_the_shortest_runs_have_a_learning_rate(total, ratio):
+    optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = cosine_with_warmup(optimizer, total, ratio)
+    for _ in range(total):
+        assert optimizer.param_groups[0]["lr"] > 0
+        optimizer.step()
+        schedule.step()
