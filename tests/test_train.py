@@ -109,6 +109,14 @@ def train(call: Callable, tiny_run: Any) -> Callable[..., tuple[int, str, str]]:
     return lambda *words: call(main, tiny_run.root, *brief(tiny_run.words), *words)
 
 
+def run_of(done: tuple[int, str, str]) -> tuple[str, str]:
+    """The last line and all of the output of a command that succeeded without a warning."""
+    code, out, err = done
+    assert code == 0, err
+    assert "warning" not in err.lower(), err
+    return out.splitlines()[-1], out
+
+
 def one_line(done: tuple[int, str, str]) -> str:
     """What a user's mistake is answered with."""
     code, _, err = done
@@ -121,9 +129,8 @@ def one_line(done: tuple[int, str, str]) -> str:
 @pytest.mark.slow
 def test_a_checkpoint_goes_on_where_it_stopped(tiny_run, train, tmp_path):
     before = tiny_run.folder / "checkpoints" / "last.ckpt"
-    code, out, err = train(f"ckpt_path={before}", "trainer.max_steps=6", f"hydra.run.dir={tmp_path}/on")
-    assert (code, out.splitlines()[-1]) == (0, f"{tmp_path}/on")
-    assert "warning" not in err.lower()
+    last, _ = run_of(train(f"ckpt_path={before}", "trainer.max_steps=6", f"hydra.run.dir={tmp_path}/on"))
+    assert last == f"{tmp_path}/on"
     with (tmp_path / "on" / "metrics.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file) if row["train/loss"]] == ["4", "5"]
     assert ledger(tmp_path / "on")["used"] == 24, "the counts of the first run go on too"
@@ -139,8 +146,8 @@ def test_a_sweep_makes_a_folder_for_each_seed(train, tmp_path):
         "trainer.val_check_interval=null",
         f"hydra.sweep.dir={tmp_path}/m",
     )
-    code, out, _ = train(*words)
-    assert (code, out.splitlines()[-1]) == (0, f"{tmp_path}/m/1")
+    last, _ = run_of(train(*words))
+    assert last == f"{tmp_path}/m/1"
     states = []
     for number, seed in enumerate((1, 2)):
         folder = tmp_path / "m" / str(number)
@@ -154,8 +161,8 @@ def test_a_sweep_makes_a_folder_for_each_seed(train, tmp_path):
 @pytest.mark.slow
 def test_fast_dev_run_leaves_no_checkpoint_and_no_metrics(call, tiny_run, tmp_path):
     words = [word for word in tiny_run.words if not word.startswith(("trainer", "data"))]
-    code, out, _ = call(main, tiny_run.root, *words, "debug=fdr", f"hydra.run.dir={tmp_path}/try")
-    assert (code, out.splitlines()[-1]) == (0, f"{tmp_path}/try")
+    last, _ = run_of(call(main, tiny_run.root, *words, "debug=fdr", f"hydra.run.dir={tmp_path}/try"))
+    assert last == f"{tmp_path}/try"
     found = {path.name for path in (tmp_path / "try").iterdir()}
     assert found == {".hydra", "config.yaml", "ledger.json", "model"}
     assert ledger(tmp_path / "try")["used"] == 16  # one batch
@@ -177,8 +184,8 @@ def bad_pictures(tmp_path: Path) -> list[str]:
     rows += [{"id": "0.jpg", "instruction": "Which?"}, ["no", "object"]]
     rows += [{"id": "0.jpg", "instruction": "  ", "response": "This."}]
     (tmp_path / "rows.json").write_text(json.dumps({"data": rows}))
-    keys = ("path", "media_root")
-    return [f"data.train.image.read.{key}={path}" for key, path in zip(keys, (tmp_path / "rows.json", tmp_path))]
+    read = "data.train.image.read"
+    return [f"{read}.path={tmp_path / 'rows.json'}", f"{read}.media_root={tmp_path}"]
 
 
 @pytest.fixture
@@ -203,9 +210,7 @@ def alone(*names: str) -> list[str]:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_bad_rows_and_media_are_counted_and_shown(train, bad_pictures, bad_texts, tmp_path, workers):
     words = [*alone("image", "text"), *bad_pictures, bad_texts, f"data.num_workers={workers}"]
-    code, out, err = train(*words, f"hydra.run.dir={tmp_path}/run")
-    assert code == 0, err
-    assert "Traceback" not in err
+    _, out = run_of(train(*words, f"hydra.run.dir={tmp_path}/run"))
     # Of nine usable rows, number 3 is replaced by 4, number 6 by 8 after 7 failed too, number 7 by 8.
     skipped = {"truncated": 1, "unreadable": 1, "empty": 2, "text_too_long": 1}
     assert ledger(tmp_path / "run") == {"seen": 17, "used": 12, "truncated": 0, "skipped": skipped}

@@ -1,6 +1,7 @@
 """The one place that turns configs into objects; behind it no class knows of Hydra."""
 
 import logging
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from macaw_lit.data.datamodule import MacawDataModule
 from macaw_lit.model import Macaw
 from macaw_lit.training.module import MacawModule
 from macaw_lit.types import Sample
+
+_build = partial(instantiate, _convert_="all")
+"""Without `all`, a built object within a mapping comes back wrapped in a DictConfig if it is a dataclass."""
 
 
 def set_up(cfg: DictConfig) -> None:
@@ -27,12 +31,12 @@ def build_module(cfg: DictConfig) -> MacawModule:
     """The LightningModule of `cfg.model`, `cfg.optim` and `cfg.warmup_ratio`; its model is built when it starts."""
     sizes: Any = OmegaConf.to_container(cfg.model, resolve=True)
     pretrained = sizes.pop("pretrained")
-    return MacawModule(sizes, instantiate(cfg.optim), cfg.warmup_ratio, pretrained)
+    return MacawModule(sizes, _build(cfg.optim), cfg.warmup_ratio, pretrained)
 
 
 def build_data(cfg: DictConfig) -> MacawDataModule:
     """The LightningDataModule of `cfg.data`."""
-    datamodule: MacawDataModule = instantiate(cfg.data)
+    datamodule: MacawDataModule = _build(cfg.data)
     return datamodule
 
 
@@ -51,7 +55,7 @@ def heldout_samples(datamodule: MacawDataModule) -> list[Sample]:
 
 def build_trainer(cfg: DictConfig) -> Trainer:
     """The Trainer of `cfg.trainer` with the callbacks and loggers of their groups."""
-    callbacks = [instantiate(callback) for callback in (cfg.get("callbacks") or {}).values()]
-    loggers = [instantiate(logger) for logger in (cfg.get("logger") or {}).values()]
-    trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
+    callbacks = [_build(callback) for callback in (cfg.get("callbacks") or {}).values()]
+    loggers = [_build(logger) for logger in (cfg.get("logger") or {}).values()]
+    trainer: Trainer = _build(cfg.trainer, callbacks=callbacks, logger=loggers)
     return trainer

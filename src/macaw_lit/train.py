@@ -93,12 +93,12 @@ def _fit(trainer: "Trainer", module: "MacawModule", datamodule: "MacawDataModule
     except Exception as error:
         if started:
             raise
-        if isinstance(error, ValueError):
-            raise ConfigError(f"training cannot start ({in_one_line(error)}): mend that setting") from error
+        why = in_one_line(error) if isinstance(error, ValueError) else type(error).__name__
         if ckpt_path:
-            why = f"cannot be continued ({type(error).__name__})"
-            wanted = "expected a whole one, of a run with the same model and optimizer"
-            raise ConfigError(f"ckpt_path={ckpt_path} {why}; {wanted}") from error
+            wanted = "expected a whole checkpoint of a run with the same model and optimizer"
+            raise ConfigError(f"ckpt_path={ckpt_path} cannot be continued ({why}); {wanted}") from error
+        if isinstance(error, ValueError):
+            raise ConfigError(f"training cannot start ({why}): mend that setting") from error
         raise
 
 

@@ -10,6 +10,7 @@ from macaw_lit.aligners.macaw import MacawAligner
 
 SIZES = {"dim_in": 6, "seq_len": 10, "dim_out": 8, "kernel": 4, "stride": 3}
 TOLERANCE = {"rtol": 0, "atol": 1e-12}  # both sides in float64, a few hundred terms near 1 summed in another order
+SCALED = {"rtol": 0, "atol": 1e-9}  # rms_norm adds 1e-12 to mean squares that are 0.01 and more here
 
 
 def equation_4(hidden: Tensor, table: Tensor) -> Tensor:
@@ -39,6 +40,7 @@ def gradients(value: Tensor, weighting: Tensor, leaves: list[Tensor]) -> list[Te
 @pytest.mark.parametrize("match_scale", [False, True])
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_values_and_gradients_are_those_of_the_formula(qk_norm, match_scale):
+    tolerance = SCALED if match_scale else TOLERANCE
     aligner = MacawAligner(**SIZES, qk_norm=qk_norm, match_scale=match_scale).double()
     features = torch.randn(3, 10, 6, dtype=torch.float64, requires_grad=True)
     table = torch.randn(30, 8, dtype=torch.float64, requires_grad=True)
@@ -52,11 +54,11 @@ def test_values_and_gradients_are_those_of_the_formula(qk_norm, match_scale):
     if match_scale:  # the scale of the table is a measure, not something to be learned through
         expected = expected / rms(expected) * rms(table.detach().flatten())
     tokens = aligner(features, table)
-    torch.testing.assert_close(tokens, expected, **TOLERANCE)
+    torch.testing.assert_close(tokens, expected, **tolerance)
     leaves = [features, table, *aligner.parameters()]
     weighting = torch.randn_like(tokens)
     for found, wanted in zip(gradients(tokens, weighting, leaves), gradients(expected, weighting, leaves), strict=True):
-        torch.testing.assert_close(found, wanted, **TOLERANCE)
+        torch.testing.assert_close(found, wanted, **tolerance)
 
 
 def test_folding_equals_a_table_repeated_for_every_item():

@@ -182,6 +182,18 @@ def test_a_vocabulary_that_is_large_enough_stays(tokenizer_folder):
     assert HFCausalLM({**LLAMA, "vocab_size": 400}, str(tokenizer_folder), DELIMITERS).table.shape[0] == 400
 
 
+def test_fresh_embeddings_have_the_spread_that_is_asked_for(config, tokenizer_folder):
+    torch.manual_seed(0)
+    plain = HFCausalLM(config, str(tokenizer_folder))
+    torch.manual_seed(0)
+    spread = HFCausalLM(config, str(tokenizer_folder), embedding_std=1.0)
+    # Ten thousand numbers: their deviation is known to 0.7 %, and 5 % is seven times that.
+    assert plain.table.std().item() == pytest.approx(0.18, rel=0.05)
+    assert spread.table.std().item() == pytest.approx(1.0, rel=0.05)
+    head = spread.model.get_output_embeddings().weight
+    assert head is spread.table or torch.equal(head, plain.model.get_output_embeddings().weight)
+
+
 def published_model(config: dict[str, Any], folder: Path, vocabulary: int) -> Any:
     """A model as transformers saves it; untied tables differ."""
     sizes = {**config, "vocab_size": vocabulary}

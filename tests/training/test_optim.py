@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Muon
 
 from macaw_lit.model import Macaw
-from macaw_lit.training.optim import MuonAdamW, adamw, cosine_with_warmup
+from macaw_lit.training.optim import FULL_RATE_FAN_IN, MuonAdamW, adamw, cosine_with_warmup
 
 
 def names_of(model: nn.Module, parameters: list[nn.Parameter]) -> set[str]:
@@ -43,34 +43,52 @@ OTHERS = {
 }
 
 
-def adamw_of(model: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
-    decayed, plain = adamw(model, lr=1e-3, weight_decay=0.1).param_groups
-    return decayed, plain
+Groups = list[dict[str, Any]]
 
 
-def muon_of(model: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
-    matrices, others = MuonAdamW(model, lr=1e-2, adamw_lr=1e-3, weight_decay=0.1).param_groups
-    assert (matrices["lr"], others["lr"]) == (1e-2, 1e-3)
-    return matrices, others
+def adamw_of(model: nn.Module) -> Groups:
+    return adamw(model, lr=1e-3, weight_decay=0.1).param_groups
+
+
+def muon_of(model: nn.Module) -> Groups:
+    return MuonAdamW(model, lr=1e-2, adamw_lr=1e-3, weight_decay=0.1).param_groups
 
 
 @pytest.mark.parametrize("groups_of", [adamw_of, muon_of])
-def test_hidden_matrices_are_decayed_and_nothing_else_is(model: Macaw, groups_of: Callable[..., Any]):
-    decayed, plain = groups_of(model)
-    matrices, others = names_of(model, decayed["params"]), names_of(model, plain["params"])
+def test_hidden_matrices_are_decayed_and_nothing_else_is(model: Macaw, groups_of: Callable[[nn.Module], Groups]):
+    decayed, *plain = groups_of(model)
+    matrices = names_of(model, decayed["params"])
+    others = [name for group in plain for name in names_of(model, group["params"])]
     assert matrices >= MATRICES
-    assert others >= OTHERS
-    assert not matrices & others
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert matrices | others == trained, "each trainable weight in one group, no frozen one in any"
-    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    assert set(others) >= OTHERS
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert sorted([*matrices, *others]) == sorted(trained), "each trainable weight in one group, no frozen one in any"
+    assert [decayed["weight_decay"], *(group["weight_decay"] for group in plain)] == [0.1, *[0.0] * len(plain)]
+
+
+def test_convolutions_of_many_inputs_learn_more_slowly(model: Macaw):
+    matrices, *others = muon_of(model)
+    assert matrices["lr"] == 1e-2
+    rates = {name: group["lr"] for group in others for name in names_of(model, group["params"])}
+    fan_in = {  # channels · kernel
+        "encoders.vision.visual.conv1.weight": 3 * 4 * 4,
+        "encoders.hearing.encoder.conv1.weight": 80 * 3,
+        "encoders.hearing.encoder.conv2.weight": 24 * 3,
+        "modalities.image.aligner.compress.conv.weight": 16 * 4,
+        "modalities.video.aligner.compress.conv.weight": 16 * 16,
+        "modalities.audio.aligner.compress.conv.weight": 24 * 4,
+    }
+    assert {name: rates.pop(name) for name in fan_in} == pytest.approx(
+        {name: 1e-3 * min(1, FULL_RATE_FAN_IN / inputs) for name, inputs in fan_in.items()}
+    )
+    assert set(rates.values()) == {1e-3}
 
 
 def test_a_tied_head_is_an_embedding(sizes):
     sizes["llm"]["config"] = {**sizes["llm"]["config"], "tie_word_embeddings": True}
     model = Macaw.from_config(sizes)
-    _, others = muon_of(model)
-    assert "llm.model.model.embed_tokens.weight" in names_of(model, others["params"])
+    matrices, *_ = muon_of(model)
+    assert "llm.model.model.embed_tokens.weight" not in names_of(model, matrices["params"])
 
 
 class Small(nn.Module):

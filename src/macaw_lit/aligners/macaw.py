@@ -46,5 +46,5 @@ class MacawAligner(Aligner):
             keys = F.rms_norm(keys, keys.shape[-1:])
         aligned = F.scaled_dot_product_attention(queries[None, None], keys[None, None], table[None, None])
         if self.match_scale:
-            aligned = F.rms_norm(aligned, aligned.shape[-1:]) * table.detach().square().mean().sqrt()
+            aligned = F.rms_norm(aligned, aligned.shape[-1:], eps=1e-12) * table.detach().square().mean().sqrt()
         return aligned[0, 0].view_as(tokens)

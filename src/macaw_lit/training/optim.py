@@ -1,7 +1,7 @@
 """Optimizers and the learning-rate schedule."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,14 +12,14 @@ from torch.optim.lr_scheduler import LambdaLR
 FULL_RATE_FAN_IN = 64  # convolutions of more inputs than this learn more slowly, in proportion
 
 
-def adamw(model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)) -> Optimizer:
+def adamw(model: nn.Module, lr: float, weight_decay: float, betas: Sequence[float] = (0.9, 0.999)) -> Optimizer:
     """AdamW on all trainable parameters; only matrices of hidden layers are decayed."""
     matrices, others = _split(model)
     groups = [
         {"params": [*matrices.values()], "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return AdamW([group for group in groups if group["params"]], lr=lr, betas=betas)
+    return AdamW([group for group in groups if group["params"]], lr=lr, betas=(betas[0], betas[1]))
 
 
 class MuonAdamW(Optimizer):
@@ -40,12 +40,12 @@ class MuonAdamW(Optimizer):
         lr: float,
         adamw_lr: float,
         weight_decay: float,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: Sequence[float] = (0.9, 0.999),
     ) -> None:
         matrices, others = _split(model)
         self.parts: list[Optimizer] = [
             Muon([*matrices.items()], lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-            AdamW(_by_fan_in(others, adamw_lr), lr=adamw_lr, betas=betas, weight_decay=0.0),
+            AdamW(_by_fan_in(others, model, adamw_lr), lr=adamw_lr, betas=(betas[0], betas[1]), weight_decay=0.0),
         ]
         super().__init__([{"params": [*matrices.values(), *others]}], {})
         self._share_groups()
@@ -99,11 +99,12 @@ def _split(model: nn.Module) -> tuple[dict[str, nn.Parameter], list[nn.Parameter
     return matrices, others
 
 
-def _by_fan_in(parameters: Iterable[nn.Parameter], lr: float) -> list[dict[str, Any]]:
+def _by_fan_in(parameters: Iterable[nn.Parameter], model: nn.Module, lr: float) -> list[dict[str, Any]]:
     """Parameter groups: convolutions with a rate that falls with their fan-in, the rest with `lr`."""
+    kernels = {id(module.weight) for module in model.modules() if isinstance(module, nn.Conv1d | nn.Conv2d)}
     groups: dict[float, list[nn.Parameter]] = {}
     for parameter in parameters:
-        fan_in = parameter[0].numel() if parameter.ndim > 2 else 1
+        fan_in = parameter[0].numel() if id(parameter) in kernels else 1
         groups.setdefault(lr * min(1.0, FULL_RATE_FAN_IN / fan_in), []).append(parameter)
     return [{"params": group, "lr": rate} for rate, group in groups.items()]
 

@@ -16,16 +16,17 @@ from macaw_lit.cli import conf_dir
 from macaw_lit.data.demo.arguments import read_arguments, run
 from macaw_lit.data.demo.pretrain import Head, _lesson, main, pretrain
 from macaw_lit.data.demo.render import Sizes, render
+from macaw_lit.data.demo.tokenizer import MEDIA_TOKENS
 from macaw_lit.encoders.clip import ClipEncoder
 from macaw_lit.encoders.whisper import WhisperEncoder
 from macaw_lit.errors import ConfigError, DataError
+from macaw_lit.llms.hf import HFCausalLM
 
 
-def sizes_of(name: str) -> dict[str, Any]:
+def sizes_of(group: str, name: str) -> dict[str, Any]:
     """As training reads them."""
-    config: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "encoder" / f"{name}.yaml"))
-    config.pop("_target_")
-    return config
+    config: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{name}.yaml"))
+    return {key: value for key, value in config.items() if key not in ("_target_", "tokenizer")}
 
 
 @pytest.mark.slow
@@ -34,9 +35,12 @@ def test_weights_are_written_once_in_the_published_formats(tmp_path, capsys):
     render(root, seed=5, sizes=Sizes(images=30, videos=40, sounds=30, texts=10, heldout=8), workers=1)
     assert pretrain(root, seed=1, steps=3)
     table = capsys.readouterr().out
-    assert all(word in table for word in ("image", "video", "audio", "pairs"))
+    assert all(word in table for word in ("image", "video", "audio", "pairs", "questions on captions"))
 
-    clip, whisper = ClipEncoder(**sizes_of("clip_tiny")), WhisperEncoder(**sizes_of("whisper_tiny"))
+    clip, whisper = (
+        ClipEncoder(**sizes_of("encoder", "clip_tiny")),
+        WhisperEncoder(**sizes_of("encoder", "whisper_tiny")),
+    )
     for encoder, name in ((clip, "clip.safetensors"), (whisper, "whisper.pt")):
         before = {key: tensor.clone() for key, tensor in encoder.state_dict().items()}
         encoder.load_pretrained(str(root / "weights" / name))
@@ -50,16 +54,19 @@ def test_weights_are_written_once_in_the_published_formats(tmp_path, capsys):
     published = AudioEncoder(dims["n_mels"], dims["n_audio_ctx"], dims["n_audio_state"], 3, 2)
     published.load_state_dict({key.removeprefix("encoder."): value for key, value in saved["model_state_dict"].items()})
 
-    record = json.loads((root / "weights" / "pretraining.json").read_text())
-    assert [(score["medium"], score["media"]) for score in record["scores"][:2]] == [("image", 8), ("video", 8)]
-    assert all(score["phrases"] > 0 for score in record["scores"])
-    assert all(
-        math.isnan(score[part]) or 0 <= score[part] <= 1 for score in record["scores"] for part in ("words", "pairs")
-    )
+    llm = HFCausalLM(tokenizer=str(root / "tokenizer"), delimiters=MEDIA_TOKENS, **sizes_of("llm", "llama_tiny"))
+    before = llm.table.clone()
+    llm.load_pretrained(str(root / "weights" / "llama"))
+    assert not torch.equal(llm.table, before)
 
-    files = {path: path.stat().st_mtime_ns for path in (root / "weights").iterdir()}
+    record = json.loads((root / "weights" / "pretraining.json").read_text())
+    assert len(record["scores"]) == 7, "words and pairs of three media, and reading"
+    assert all(score["heldout"] > 0 for score in record["scores"])
+    assert all(math.isnan(score["score"]) or 0 <= score["score"] <= 1 for score in record["scores"])
+
+    files = {path: path.stat().st_mtime_ns for path in (root / "weights").rglob("*")}
     assert not pretrain(root, seed=1, steps=3)
-    assert files == {path: path.stat().st_mtime_ns for path in (root / "weights").iterdir()}
+    assert files == {path: path.stat().st_mtime_ns for path in (root / "weights").rglob("*")}
 
 
 def test_a_world_too_small_to_learn_from_is_refused():
@@ -67,7 +74,9 @@ def test_a_world_too_small_to_learn_from_is_refused():
     with pytest.raises(
         DataError, match="14 image files with captions: no phrase is said of 15 of them; render a larger world"
     ):
-        _lesson("image", ClipEncoder(**sizes_of("clip_tiny")), said, kernel=4, stride=4, anywhere=True, batch=2)
+        _lesson(
+            "image", ClipEncoder(**sizes_of("encoder", "clip_tiny")), said, kernel=4, stride=4, anywhere=True, batch=2
+        )
 
 
 @pytest.mark.parametrize("anywhere", [True, False])

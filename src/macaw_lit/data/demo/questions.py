@@ -50,16 +50,22 @@ def _kind(media: str, gating: bool, chance: float, *phrasings: str) -> QuestionT
 
 TYPES: dict[str, QuestionType] = {
     "image.color": _kind(
+        "image", True, 1 / len(COLOURS), "What colour is the object?", "Which colour does the object have?"
+    ),
+    "image.shape": _kind(
+        "image", True, 1 / len(SHAPES), "What shape is the object?", "Which shape does the object have?"
+    ),
+    "image.color_of": _kind(
         "image",
-        True,
+        False,
         1 / len(COLOURS),
         "What colour is the {}?",
         "Which colour does the {} have?",
         "Name the colour of the {}.",
     ),
-    "image.shape": _kind(
+    "image.shape_of": _kind(
         "image",
-        True,
+        False,
         1 / len(SHAPES),
         "What shape is the {} object?",
         "Which shape does the {} object have?",
@@ -98,16 +104,23 @@ TYPES: dict[str, QuestionType] = {
         "What colour is the object at the end?",
         "Which colour does the object have last?",
     ),
-    "video.direction": _kind(
+    "video.background": _kind(
         "video",
         True,
+        1 / len(BACKGROUNDS),
+        "What colour is the background?",
+        "Which background does the video have?",
+    ),
+    "video.direction": _kind(
+        "video",
+        False,
         1 / len(DIRECTIONS),
         "Which way does the object move?",
         "In which direction does the object go?",
         "Where does the object move?",
     ),
     "video.speed": _kind(
-        "video", True, 1 / len(SPEEDS), "How fast does the object move?", "Is the object fast or slow?"
+        "video", False, 1 / len(SPEEDS), "How fast does the object move?", "Is the object fast or slow?"
     ),
     "video.change": _kind(
         "video", False, 1 / 2, "Does the object change its colour?", "Does the colour of the object change?"
@@ -128,6 +141,13 @@ TYPES: dict[str, QuestionType] = {
     "av.both": _kind(
         "video audio",
         True,
+        max(1 / len(KINDS), 1 / len(BACKGROUNDS)),
+        "What do you hear and what colour is the background?",
+        "Name the sound and the colour of the background.",
+    ),
+    "av.motion": _kind(
+        "video audio",
+        False,
         max(1 / len(COUNTS), 1 / len(DIRECTIONS)),
         "How many sounds are there and which way does the object move?",
         "Count the sounds and say where the object moves.",
@@ -168,14 +188,18 @@ def picture_questions(rng: random.Random, picture: Picture) -> list[Question]:
         ask(rng, "image.count", NUMBERS[len(picture.things)], there_are(len(picture.things), "object") + "."),
         ask(rng, "image.background", picture.background, f"The background is {picture.background}."),
     ]
+    if len(picture.things) == 1:
+        (thing,) = picture.things
+        found.append(ask(rng, "image.color", thing.colour, f"The object is {thing.colour}."))
+        found.append(ask(rng, "image.shape", thing.shape, f"The object is a {thing.shape}."))
     shapes = Counter(thing.shape for thing in picture.things)
     names = {f"{thing.colour} {thing.shape}" for thing in picture.things}
     for thing in picture.things:
         about = f"{thing.colour} object"
-        found.append(ask(rng, "image.shape", thing.shape, f"The {about} is a {thing.shape}.", thing.colour))
+        found.append(ask(rng, "image.shape_of", thing.shape, f"The {about} is a {thing.shape}.", thing.colour))
         found.append(ask(rng, "image.position", thing.place, f"The {about} is at the {thing.place}.", thing.colour))
         if shapes[thing.shape] == 1:
-            found.append(ask(rng, "image.color", thing.colour, f"The {thing.shape} is {thing.colour}.", thing.shape))
+            found.append(ask(rng, "image.color_of", thing.colour, f"The {thing.shape} is {thing.colour}.", thing.shape))
         found.append(ask(rng, "image.exists", "yes", "Yes, there is.", f"{thing.colour} {thing.shape}"))
         wrong = (rng.choice([thing.colour, *COLOURS]), rng.choice([thing.shape, *SHAPES]))
         if " ".join(wrong) not in names:
@@ -183,10 +207,14 @@ def picture_questions(rng: random.Random, picture: Picture) -> list[Question]:
     return found
 
 
+def heard(sound: Sound) -> str:
+    """`a tone`, `noise`, `silence`."""
+    return f"a {sound.kind}" if sound.kind == "tone" else sound.kind
+
+
 def sound_questions(rng: random.Random, sound: Sound) -> list[Question]:
     """All that may be asked about a sound; silence has neither pitch nor number, noise no pitch."""
-    heard = f"a {sound.kind}" if sound.kind == "tone" else sound.kind
-    found = [ask(rng, "audio.kind", sound.kind, f"You hear {heard}.")]
+    found = [ask(rng, "audio.kind", sound.kind, f"You hear {heard(sound)}.")]
     if sound.count:
         found.append(ask(rng, "audio.count", NUMBERS[sound.count], there_are(sound.count, "sound") + "."))
     if sound.pitch:
@@ -201,6 +229,7 @@ def clip_questions(rng: random.Random, clip: Clip) -> list[Question]:
     found = [
         ask(rng, "video.first", clip.first, f"It is {clip.first} at the start."),
         ask(rng, "video.last", clip.last, f"It is {clip.last} at the end."),
+        ask(rng, "video.background", clip.background, f"The background is {clip.background}."),
         ask(rng, "video.direction", clip.direction, f"It moves {clip.direction}."),
         ask(rng, "video.speed", clip.speed, f"It moves {manner}."),
         ask(rng, "video.change", "yes" if changes else "no", "Yes, it changes." if changes else "No, it stays."),
@@ -209,9 +238,11 @@ def clip_questions(rng: random.Random, clip: Clip) -> list[Question]:
     if clip.sound is None:
         return found
     found += sound_questions(rng, clip.sound)
+    both = f"You hear {heard(clip.sound)} and the background is {clip.background}."
+    found.append(ask(rng, "av.both", f"{clip.sound.kind} {clip.background}", both))
     if clip.sound.count:
         both = f"{there_are(clip.sound.count, 'sound')} and it moves {clip.direction}."
-        found.append(ask(rng, "av.both", f"{NUMBERS[clip.sound.count]} {clip.direction}", both))
+        found.append(ask(rng, "av.motion", f"{NUMBERS[clip.sound.count]} {clip.direction}", both))
     if clip.sound.pitch and clip.direction in ("up", "down"):
         agree = (clip.sound.pitch == "high") == (clip.direction == "up")
         response = "Yes, they agree." if agree else "No, they differ."

@@ -1,18 +1,17 @@
 """The demo world's tokenizer: byte-level BPE trained on the training text, saved as a transformers tokenizer folder."""
 
 from collections.abc import Iterable
+from dataclasses import astuple
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from macaw_lit.data.prompt import Prompt
+
 VOCABULARY = 1000
 NAMED_TOKENS = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
 MEDIA_TOKENS = ("<image>", "</image>", "<audio>", "</audio>", "<video>", "</video>")
-TEMPLATE = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-    "\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
-)
 
 
 def train_tokenizer(texts: Iterable[str], folder: Path) -> None:
@@ -30,7 +29,8 @@ def train_tokenizer(texts: Iterable[str], folder: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([*texts, *[TEMPLATE] * 100], trainer)
+    template = "".join(astuple(Prompt()))
+    tokenizer.train_from_iterator([*texts, *[template] * 100], trainer)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         **NAMED_TOKENS,

@@ -10,23 +10,26 @@ from macaw_lit.types import MediaRef, Rejection, Sample, Turn
 def join(rows: Iterable[Sample | Rejection], turns: int) -> Iterator[Sample | Rejection]:
     """Joins rows that follow each other on the same media into dialogues of at most `turns` questions.
 
-    The questions of a medium are shuffled first, by its own name, so that no kind of question always opens a dialogue;
-    they are dealt to as few dialogues as will hold them, as evenly as can be. A dialogue is named after its first row;
-    `meta["rows"]` names all of them.
+    The questions of a medium are shuffled first, seeded by the name of its first row, so that no kind of question
+    always opens a dialogue; they are dealt to as few dialogues as will hold them, as evenly as can be. A dialogue is
+    named after its first row; `meta["rows"]` names all of them.
     """
     for media, group in itertools.groupby(rows, _media):
         if not media:
             yield from group
             continue
         samples = [row for row in group if isinstance(row, Sample)]
-        random.Random(str(media)).shuffle(samples)
+        random.Random(samples[0].uid).shuffle(samples)
         dialogues = -(-len(samples) // turns)
         for part in (samples[start::dialogues] for start in range(dialogues)):
             yield part[0] if len(part) == 1 else _joined(part)
 
 
 def _media(row: Sample | Rejection) -> tuple[MediaRef, ...]:
-    return row.turns[0].media if isinstance(row, Sample) else ()
+    """What a row may be joined by; nothing where joining would lose an input or media of later turns."""
+    if isinstance(row, Rejection) or row.meta.get("input") or any(turn.media for turn in row.turns[1:]):
+        return ()
+    return row.turns[0].media
 
 
 def _joined(samples: list[Sample]) -> Sample:
