@@ -184,6 +184,17 @@ def test_a_wrong_constructor_argument_names_the_nearest(ask):
     assert "no such class or function" in answer({"_target_": "macaw_lit.types.MediRef"})
 
 
+def test_errors_that_cause_each_other_do_not_hang(ask):
+    first, second = ValueError("first"), ValueError("second")
+    first.__cause__, second.__cause__ = second, first
+
+    def fail(cfg):
+        raise first
+
+    with pytest.raises(ValueError, match="first"):
+        ask(fail)
+
+
 def test_bugs_keep_their_traceback(ask, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         ask(lambda cfg: 1 / 0)

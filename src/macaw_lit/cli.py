@@ -61,6 +61,7 @@ def command(name: str, text: Sequence[str] = (), paths: Sequence[str] = ()) -> C
                     answer(error)
 
             overrides = [literal(arg, text, paths) for arg in given[1:]]
+            overrides.sort(key=lambda arg: arg not in ("-m", "--multirun"))  # argparse trips over it amidst overrides
             sys.argv = [given[0], *overrides]
             os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints every error itself and ends the process
             try:

@@ -75,7 +75,9 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # an error re-raised along the way may be its own cause's cause
+        seen.add(id(error))
         yield error
         error = error.__cause__
 

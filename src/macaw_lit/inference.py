@@ -30,7 +30,7 @@ class Answerer:
     """
 
     def __init__(self, model: Macaw, preprocess: Preprocessor, max_new_tokens: int = 64) -> None:
-        if max_new_tokens < 1:
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens={max_new_tokens}; expected at least 1, such as 64")
         self.model = model
         self.preprocess = preprocess

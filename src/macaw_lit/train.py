@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from macaw_lit.data.datamodule import MacawDataModule
     from macaw_lit.inference import Answerer
+    from macaw_lit.model import Macaw
     from macaw_lit.training.module import MacawModule
 
 NOISE = (
@@ -35,8 +36,6 @@ def main(cfg: DictConfig) -> None:
     """One run: train in one stage, save the model folder, measure if asked, and leave everything in the run folder."""
     # Heavy imports wait until the configuration is known to be sound.
     from macaw_lit.build import attach, build_data, build_module, build_trainer, set_up
-    from macaw_lit.evaluation import plot_loss
-    from macaw_lit.inference import Answerer, save_folder
 
     folder = run_folder()
     print_config(cfg, folder)
@@ -52,17 +51,25 @@ def main(cfg: DictConfig) -> None:
     if trainer.is_global_zero:
         _print_reading(datamodule)
     _fit(trainer, module, datamodule, cfg.ckpt_path)
-    if not trainer.is_global_zero:
-        return
-    save_folder(folder / "model", module.model, datamodule.preprocess)
+    if trainer.is_global_zero:
+        if not cfg.trainer.fast_dev_run:
+            _keep(cfg, folder, module.model, datamodule)
+        print(folder)
+
+
+def _keep(cfg: DictConfig, folder: Path, model: "Macaw", datamodule: "MacawDataModule") -> None:
+    """Save the trained model, and show what training and evaluation say of it."""
+    from macaw_lit.evaluation import plot_loss
+    from macaw_lit.inference import Answerer, save_folder
+
+    save_folder(folder / "model", model, datamodule.preprocess)
     _print_skips(folder / "ledger.json")
     if (folder / "metrics.csv").is_file():
         plot_loss(folder / "metrics.csv", folder / "loss.png")
-    if cfg.get("evaluation") and not cfg.trainer.fast_dev_run:
+    if cfg.get("evaluation"):
         settings = dict(cfg.evaluation)
-        answerer = Answerer(module.model.eval(), datamodule.preprocess, settings.pop("max_new_tokens"))
+        answerer = Answerer(model.eval(), datamodule.preprocess, settings.pop("max_new_tokens"))
         _measure(answerer, datamodule, folder, seed=cfg.seed, **settings)
-    print(folder)
 
 
 def _check(cfg: DictConfig) -> None:
@@ -75,8 +82,9 @@ def _check(cfg: DictConfig) -> None:
     if cfg.get("evaluation"):
         read_types(Path(cfg.evaluation.types))
         for name in ("n", "batch_size", "max_new_tokens"):
-            if cfg.evaluation[name] < 1:
-                raise ConfigError(f"evaluation.{name}={cfg.evaluation[name]}; expected at least 1")
+            value = cfg.evaluation[name]
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"evaluation.{name}={value}; expected a whole number of at least 1")
 
 
 def _fit(trainer: "Trainer", module: "MacawModule", datamodule: "MacawDataModule", ckpt_path: str | None) -> None:

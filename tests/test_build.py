@@ -1,0 +1,129 @@
+"""From configs to objects: what is built is plain, seeded and as configured."""
+
+import logging
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from lightning.pytorch.loggers import CSVLogger
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from macaw_lit.build import attach, build_data, build_module, build_trainer, heldout_samples, set_up
+from macaw_lit.cli import conf_dir
+from macaw_lit.data.datamodule import Source
+from macaw_lit.training.callbacks import Ledger
+
+SUBJECTS = ("model", "optim", "data", "trainer", "callbacks", "logger")
+
+
+@pytest.fixture
+def cfg(tmp_path: Path) -> Callable[..., DictConfig]:
+    """The config of training with these overrides, its folders in tmp_path."""
+
+    def make(*words: str) -> DictConfig:
+        folders = [f"paths.{name}={tmp_path}" for name in ("root_dir", "run_dir")]
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return compose("train", overrides=["experiment=demo", *folders, *words])
+
+    return make
+
+
+@pytest.fixture
+def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Threads, levels and variables of this process are as before when the test ends."""
+    threads, loggers = torch.get_num_threads(), [logging.getLogger(f"lightning{name}") for name in ("", ".pytorch")]
+    levels = [logger.level for logger in loggers]
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        monkeypatch.setenv(name, "0")
+    yield
+    torch.set_num_threads(threads)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+@pytest.mark.usefixtures("restored")
+def test_every_generator_is_seeded_and_threads_are_bounded(cfg):
+    drawn = []
+    for seed in (5, 5, 6):
+        set_up(cfg(f"seed={seed}", "threads=2"))
+        drawn.append((random.random(), float(np.random.rand()), float(torch.rand(()))))
+    assert drawn[0] == drawn[1]
+    assert all(first != second for first, second in zip(drawn[0], drawn[2], strict=True))
+    assert torch.get_num_threads() == 2
+    assert os.environ["PL_SEED_WORKERS"] == "1"
+    set_up(cfg("threads=null"))
+    assert torch.get_num_threads() == 2, "null leaves them"
+
+
+def plain(value: Any) -> bool:
+    """Whether no config is left anywhere in a value."""
+    if OmegaConf.is_config(value):
+        return False
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return all(map(plain, children))
+
+
+def test_a_module_knows_sizes_and_weights_and_no_configs(cfg):
+    module = build_module(cfg("warmup_ratio=0.5", "model.pretrained.llm=null"))
+    assert plain(module.config)
+    assert module.config["modalities"].keys() == {"image", "video", "audio"}
+    assert "pretrained" not in module.config, "it is no size, and says where files lay on one machine"
+    assert module.pretrained.keys() == {"vision", "hearing", "llm"}
+    assert module.pretrained["llm"] is None
+    assert module.warmup_ratio == 0.5
+    assert plain(module.build_optimizer.keywords)
+    optimizer = module.build_optimizer(torch.nn.Sequential(torch.nn.Linear(4, 4)))
+    assert isinstance(optimizer, torch.optim.Optimizer)
+
+
+def test_sources_are_sources_and_settings_arrive(cfg):
+    data = build_data(
+        cfg("seed=7", "data.batch_size=3", "data.train.image.count=11", "data.preprocessor.max_length=99")
+    )
+    sources = data.sources
+    assert all(isinstance(source, Source) for split in sources.values() for source in split.values())
+    assert sources["train"]["image"].count == 11
+    assert (data.seed, data.batch_size) == (7, 3)
+    assert data.make_preprocessor.keywords["max_length"] == 99
+    assert data.make_preprocessor.keywords["seed"] == 7
+    assert plain(data.make_preprocessor.keywords)
+
+
+def test_a_trainer_has_its_callbacks_and_loggers(cfg, tmp_path):
+    trainer = build_trainer(cfg("callbacks=ledger"))
+    assert sum(isinstance(callback, Ledger) for callback in trainer.callbacks) == 1
+    assert [type(logger) for logger in trainer.loggers] == [CSVLogger]
+    assert trainer.default_root_dir == str(tmp_path)
+    without = cfg("logger=none", "callbacks=none")
+    assert build_trainer(without).loggers == []
+    with open_dict(without):
+        del without["logger"], without["callbacks"]  # as with ~logger on the command line
+    assert build_trainer(without).loggers == []
+
+
+@pytest.mark.slow
+def test_data_fit_the_module_before_it_is_built(cfg, tiny_run):
+    config = cfg(f"paths.data_dir={tiny_run.root / 'data'}", "data.num_workers=0", "data.batch_size=2")
+    module, data = build_module(config), build_data(config)
+    attach(data, module)
+    assert module._model is None
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    module.configure_model()
+    assert module.model.embed(batch).shape[:2] == batch.input_ids.shape
+    assert batch.media.keys() == module.model.specs().keys()
+
+
+@pytest.mark.slow
+def test_heldout_rows_need_no_model(cfg, tiny_run):
+    samples = heldout_samples(build_data(cfg(f"paths.data_dir={tiny_run.root / 'data'}")))
+    assert {sample.source for sample in samples} == {"macaw_image", "macaw_video", "macaw_audio", "alpaca"}
+    assert all("type" in sample.meta for sample in samples)
+    for sample in samples:
+        assert not any("train" in Path(ref.path).parts for turn in sample.turns for ref in turn.media)
