@@ -42,7 +42,7 @@ def asked(kind: str) -> list[tuple[str, list[Question]]]:
 @pytest.mark.parametrize("kind", ASK)
 def test_held_out_answers_are_equally_frequent_and_on_distinct_media(kind):
     rows = defaultdict(list)
-    for name, question in select(random.Random(0), asked(kind), per_item=1):
+    for name, question in select(random.Random(0), asked(kind)):
         rows[question.type].append((name, question.answer))
     for question_type, found in rows.items():
         names, answers = zip(*found, strict=True)
@@ -57,7 +57,7 @@ def test_held_out_answers_are_equally_frequent_and_on_distinct_media(kind):
 
 
 def test_either_half_of_both_media_tells_nothing_about_the_other():
-    rows = [question for _, question in select(random.Random(0), asked("video"), per_item=1)]
+    rows = [question for _, question in select(random.Random(0), asked("video"))]
     for question_type, answers in {"av.both": 9, "av.motion": 16}.items():
         both = Counter(question.answer for question in rows if question.type == question_type)
         assert len(both) == answers

@@ -40,7 +40,7 @@ from macaw_lit.llms.hf import HFCausalLM
 from macaw_lit.training.optim import MuonAdamW, cosine_with_warmup
 from macaw_lit.types import Medium
 
-VERSION = 3
+VERSION = 4
 """Raised whenever the same settings give other weights."""
 
 FRAMES = 6
@@ -58,14 +58,16 @@ class Head(nn.Module):
         super().__init__()
         self.conv = nn.Conv1d(dim, HIDDEN, kernel, stride)
         self.anywhere = anywhere
-        places = 2 if anywhere else (positions - kernel) // stride + 1
+        places = 1 if anywhere else (positions - kernel) // stride + 1
         self.tell = nn.Linear(HIDDEN * places, phrases)
 
     def forward(self, features: Float[Tensor, "n s e"]) -> Float[Tensor, "n p"]:
-        tokens = F.gelu(self.conv(features.transpose(1, 2)))  # [N, HIDDEN, places]
-        if self.anywhere:
-            tokens = torch.stack([tokens.mean(2), tokens.amax(2)], dim=2)
-        logits: Tensor = self.tell(tokens.flatten(1))
+        tokens = self.conv(features.transpose(1, 2))  # [N, HIDDEN, places]
+        logits: Tensor
+        if self.anywhere:  # without a nonlinearity, as Eq. 3: what it tells, an aligner can read
+            logits = self.tell(tokens.transpose(1, 2)).amax(1)
+        else:
+            logits = self.tell(F.gelu(tokens).flatten(1))
         return logits
 
 

@@ -227,8 +227,8 @@ def clip_questions(rng: random.Random, clip: Clip) -> list[Question]:
     changes = clip.first != clip.last
     manner = "fast" if clip.speed == "fast" else "slowly"
     found = [
-        ask(rng, "video.first", clip.first, f"It is {clip.first} at the start."),
-        ask(rng, "video.last", clip.last, f"It is {clip.last} at the end."),
+        ask(rng, "video.first", clip.first, f"It starts {clip.first}."),
+        ask(rng, "video.last", clip.last, f"It ends {clip.last}."),
         ask(rng, "video.background", clip.background, f"The background is {clip.background}."),
         ask(rng, "video.direction", clip.direction, f"It moves {clip.direction}."),
         ask(rng, "video.speed", clip.speed, f"It moves {manner}."),
@@ -251,14 +251,11 @@ def clip_questions(rng: random.Random, clip: Clip) -> list[Question]:
     return found
 
 
-def select(
-    rng: random.Random, asked: Iterable[tuple[str, Sequence[Question]]], per_item: int
-) -> list[tuple[str, Question]]:
-    """Picks at most `per_item` questions of each type per medium, then drops some: every answer is equally frequent.
+def select(rng: random.Random, asked: Iterable[tuple[str, Sequence[Question]]]) -> list[tuple[str, Question]]:
+    """Picks one question of each type per medium, then drops some: every answer is equally frequent.
 
     Args:
         asked: (medium's name, all that may be asked about it).
-        per_item: 1 makes each type's questions fall on distinct media.
     """
     rows: dict[str, dict[str, list[tuple[int, str, Question]]]] = {}
     for order, (name, questions) in enumerate(asked):
@@ -266,10 +263,8 @@ def select(
             cells = rows.setdefault(kind, {})
             candidates = [question for question in questions if question.type == kind]
             rng.shuffle(candidates)
-            for _ in range(min(per_item, len(candidates))):
-                question = min(candidates, key=lambda item: len(cells.get(item.cell, ())))
-                candidates.remove(question)
-                cells.setdefault(question.cell, []).append((order, name, question))
+            question = min(candidates, key=lambda item: len(cells.get(item.cell, ())))
+            cells.setdefault(question.cell, []).append((order, name, question))
     kept = []
     for cells in rows.values():
         quota = min(len(cell) for cell in cells.values())

@@ -22,7 +22,7 @@ from macaw_lit.data.demo.sound import write_sound
 from macaw_lit.data.demo.tokenizer import train_tokenizer
 from macaw_lit.errors import ConfigError
 
-VERSION = 5
+VERSION = 6
 """Raised whenever the same settings give other files, so that an old world is not taken for a new one."""
 
 Job = tuple[Callable[[Path, Any], None], Path, Any]
@@ -108,11 +108,6 @@ def _plan(root: Path, seed: int, sizes: Sizes) -> Iterator[Job]:
         files.write_json(root / "alpaca" / f"alpaca_data_{split}.json", own_rows)
 
 
-def _per_item(split: str) -> int:
-    """Questions of one type per medium: training may ask twice, held-out questions fall on distinct media."""
-    return 2 if split == "train" else 1
-
-
 def _pictures(root: Path, split: str, count: int, first: int, rng: random.Random) -> Iterator[Job]:
     pictures = {f"{first + index:012d}.jpg": picture for index, picture in enumerate(scenes.pictures(rng, count))}
     folder = root / f"{split}2017"
@@ -120,7 +115,7 @@ def _pictures(root: Path, split: str, count: int, first: int, rng: random.Random
     captions = {name: picture_captions(rng, picture) for name, picture in pictures.items()}
     files.write_coco(root / "annotations" / f"captions_{split}2017.json", captions, first)
     asked = [(name, picture_questions(rng, picture)) for name, picture in pictures.items()]
-    files.write_macaw(root / f"generated_examples_coco_{split}.json", select(rng, asked, _per_item(split)))
+    files.write_macaw(root / f"generated_examples_coco_{split}.json", select(rng, asked))
     yield from ((write_picture, folder / name, picture) for name, picture in pictures.items())
 
 
@@ -132,7 +127,7 @@ def _clips(root: Path, split: str, names: Sequence[str], rng: random.Random) -> 
     avsd_split = "train" if split == "train" else "valid"
     files.write_avsd(root / "avsd" / f"{avsd_split}_set4DSTC7-AVSD.json", avsd_split, clips, rng)
     asked = [(name, clip_questions(rng, clip)) for name, clip in clips.items()]
-    files.write_macaw(root / "avsd" / f"generated_examples_avsd_{split}.json", select(rng, asked, _per_item(split)))
+    files.write_macaw(root / "avsd" / f"generated_examples_avsd_{split}.json", select(rng, asked))
     yield from ((write_clip, folder / f"{name}.mp4", clip) for name, clip in clips.items())
 
 
@@ -142,7 +137,7 @@ def _sounds(root: Path, split: str, count: int, first: int, rng: random.Random) 
     captions = {name: sound_captions(sound) for name, sound in sounds.items()}
     files.write_coco(root / f"captions_{split}.json", captions, first)
     asked = [(name, sound_questions(rng, sound)) for name, sound in sounds.items()]
-    files.write_macaw(root / f"generated_examples_audio_{split}.json", select(rng, asked, _per_item(split)))
+    files.write_macaw(root / f"generated_examples_audio_{split}.json", select(rng, asked))
     yield from ((write_sound, root / split / name, sound) for name, sound in sounds.items())
 
 

@@ -101,8 +101,11 @@ def tint(rng: random.Random, colour: str) -> RGB:
 
 
 def pictures(rng: random.Random, n: int) -> list[Picture]:
-    """`n` pictures; numbers of things and backgrounds are balanced, shapes and colours uniform."""
-    combinations = [(count, background) for count in COUNTS for background in BACKGROUNDS]
+    """`n` pictures, half of them of one thing; backgrounds and the other numbers are balanced, the rest is uniform.
+
+    What a shape or a colour looks like is learned where only one thing can be meant, and nowhere else.
+    """
+    combinations = [(count, background) for count in (1, 1, *COUNTS) for background in BACKGROUNDS]
     return [_picture(rng, count, background) for count, background in deck(rng, combinations, n)]
 
 
