@@ -63,11 +63,10 @@ class Head(nn.Module):
 
     def forward(self, features: Float[Tensor, "n s e"]) -> Float[Tensor, "n p"]:
         tokens = self.conv(features.transpose(1, 2))  # [N, HIDDEN, places]
-        logits: Tensor
-        if self.anywhere:  # without a nonlinearity, as Eq. 3: what it tells, an aligner can read
-            logits = self.tell(tokens.transpose(1, 2)).amax(1)
-        else:
-            logits = self.tell(F.gelu(tokens).flatten(1))
+        # From any place without a nonlinearity, as Eq. 3: what the head can tell, an aligner can read.
+        logits: Tensor = (
+            self.tell(tokens.transpose(1, 2)).amax(1) if self.anywhere else self.tell(F.gelu(tokens).flatten(1))
+        )
         return logits
 
 
