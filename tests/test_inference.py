@@ -1,6 +1,7 @@
 """From a model folder and real files to answers, the same whether asked together or one by one."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from macaw_lit.data.collate import Collator
 from macaw_lit.data.preprocess import Preprocessor
 from macaw_lit.data.prompt import Prompt
 from macaw_lit.errors import MediaError, SampleError, WeightsError
-from macaw_lit.inference import Answerer, load_answerer, save_folder
+from macaw_lit.inference import Answerer, load_answerer
 from macaw_lit.model import Macaw
-from macaw_lit.types import MediaRef, Sample, Turn
+from macaw_lit.types import Batch, Example, MediaRef, Sample, Turn
 
 PROMPT = Prompt(header="Look and listen.", response="\n\n### Answer:")
 
@@ -48,12 +50,16 @@ def test_answers_to_many_are_the_answers_one_by_one(answerer, samples):
     assert len(set(together)) > 1, "a model that says the same to everything would pass"
 
 
+def collate(answerer: Answerer, example: Example) -> Batch:
+    return Collator(answerer.preprocess.pad, answerer.preprocess.specs, "left")([example])
+
+
 def test_an_answer_is_the_greedy_continuation_without_control_tokens(answerer, samples):
     for sample in samples[:2]:
         example = answerer.preprocess(sample, predict=True)
         assert example.labels is None
         model, tokenizer = answerer.model, answerer.model.llm.tokenizer
-        batch = answerer._collate([example])
+        batch = collate(answerer, example)
         embeds, ids = model.embed(batch), []
         while len(ids) < 6 and tokenizer.eos_token_id not in ids:  # without a cache: the whole row anew each time
             everything = torch.ones(embeds.shape[:2], dtype=torch.bool)
@@ -63,7 +69,7 @@ def test_an_answer_is_the_greedy_continuation_without_control_tokens(answerer, s
 
 
 def test_media_reach_the_answer(answerer, samples):
-    rows = [answerer._collate([answerer.preprocess(sample, predict=True)]) for sample in samples]
+    rows = [collate(answerer, answerer.preprocess(sample, predict=True)) for sample in samples]
     assert [{kind: len(media.values) for kind, media in row.media.items()} for row in rows] == [
         {"image": 0, "video": 0, "audio": 0},
         {"image": 1, "video": 0, "audio": 0},
@@ -74,7 +80,7 @@ def test_media_reach_the_answer(answerer, samples):
 
 
 def test_a_folder_answers_as_the_model_it_was_made_of(answerer, samples, tmp_path):
-    save_folder(tmp_path / "model", answerer.model, answerer.preprocess)
+    answerer.model.save_pretrained(tmp_path / "model", answerer.preprocess)
     shutil.move(tmp_path / "model", tmp_path / "elsewhere")
     loaded = load_answerer(tmp_path / "elsewhere", max_new_tokens=6)
     assert loaded(samples) == answerer(samples)
@@ -95,7 +101,7 @@ def test_a_sample_that_cannot_be_used_is_named(answerer, tmp_path):
 
 @pytest.fixture
 def folder(answerer: Answerer, tmp_path: Path) -> Path:
-    save_folder(tmp_path / "model", answerer.model, answerer.preprocess)
+    answerer.model.save_pretrained(tmp_path / "model", answerer.preprocess)
     return tmp_path / "model"
 
 
@@ -127,7 +133,7 @@ def test_damaged_preprocessing_is_refused(folder, content):
     path.unlink() if content is None else path.write_text(content)
     message = refusal(folder)
     assert str(path) in message
-    assert "copy the whole model folder again" in message
+    assert re.search("(copy the whole model folder|fetch it) again", message)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer/tokenizer.json"])
@@ -140,9 +146,11 @@ def test_every_damaged_file_is_one_clear_line(folder, name, content):
 
 def test_a_folder_names_no_code_and_no_place_of_the_run(folder):
     settings = json.loads((folder / "preprocess.json").read_text())
-    assert settings.keys() == {"order", "layout", "max_length", "prompt"}
+    assert settings.keys() == {"order", "layout", "missing", "max_length", "prompt"}
     assert {path.name for path in folder.iterdir()} == {
+        "README.md",
         "config.json",
+        "generation_config.json",
         "model.safetensors",
         "preprocess.json",
         "tokenizer",

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from macaw_lit.data.preprocess import Preprocessor
-from macaw_lit.inference import Answerer, save_folder
+from macaw_lit.inference import Answerer
 from macaw_lit.model import Macaw
 from macaw_lit.predict import main
 from macaw_lit.types import MediaRef, Sample, Turn
@@ -33,7 +33,7 @@ def answerer(model: Macaw) -> Answerer:
 @pytest.fixture
 def ask(call: Callable, answerer: Answerer, tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
     """`python -m macaw_lit.predict model=model …` in the folder of the media."""
-    save_folder(tmp_path / "model", answerer.model, answerer.preprocess)
+    answerer.model.save_pretrained(tmp_path / "model", answerer.preprocess)
     return lambda *words: call(main, tmp_path, "model=model", "max_new_tokens=6", *words)
 
 
@@ -322,7 +322,7 @@ def test_a_folder_that_is_no_model_is_one_line(ask, tmp_path, what):
         (folder / name).write_bytes(content)
     line = refusal(ask(f"model={folder}", "instruction=What?"))
     assert str(folder) in line
-    assert any(remedy in line for remedy in ("give a folder", "give the path", "again", "expected"))
+    assert any(remedy in line for remedy in ("give a folder", "give an existing", "give the path", "again", "expected"))
 
 
 def test_a_file_is_no_model(ask, media):

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from macaw_lit.data.datamodule import MacawDataModule
 from macaw_lit.model import Macaw
 from macaw_lit.training.module import MacawModule
+from macaw_lit.training.strategies import check_machine
 from macaw_lit.types import Sample
 
 _build = partial(instantiate, _convert_="all")
@@ -28,10 +29,10 @@ def set_up(cfg: DictConfig) -> None:
 
 
 def build_module(cfg: DictConfig) -> MacawModule:
-    """The LightningModule of `cfg.model`, `cfg.optim` and `cfg.warmup_ratio`; its model is built when it starts."""
+    """The LightningModule of `cfg.model`, `cfg.optim` and what training says beside; its model is built when it starts."""
     sizes: Any = OmegaConf.to_container(cfg.model, resolve=True)
-    pretrained = sizes.pop("pretrained")
-    return MacawModule(sizes, _build(cfg.optim), cfg.warmup_ratio, pretrained)
+    pretrained, adapt = sizes.pop("pretrained"), sizes.pop("adapt")
+    return MacawModule(sizes, _build(cfg.optim), cfg.warmup_ratio, pretrained, adapt, cfg.loss_mean)
 
 
 def build_data(cfg: DictConfig) -> MacawDataModule:
@@ -54,7 +55,12 @@ def heldout_samples(datamodule: MacawDataModule) -> list[Sample]:
 
 
 def build_trainer(cfg: DictConfig) -> Trainer:
-    """The Trainer of `cfg.trainer` with the callbacks and loggers of their groups."""
+    """The Trainer of `cfg.trainer` with the callbacks and loggers of their groups.
+
+    Raises:
+        ConfigError: this machine cannot run it.
+    """
+    check_machine(cfg.trainer, torch.accelerator.device_count(), torch.cuda.is_available())
     callbacks = [_build(callback) for callback in (cfg.get("callbacks") or {}).values()]
     loggers = [_build(logger) for logger in (cfg.get("logger") or {}).values()]
     trainer: Trainer = _build(cfg.trainer, callbacks=callbacks, logger=loggers)

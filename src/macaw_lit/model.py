@@ -1,28 +1,22 @@
 """The whole model: encode, align, fill the slots, run the language model."""
 
 import importlib
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float, Int
-from safetensors.torch import save_file
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from macaw_lit.aligners.base import Aligner
 from macaw_lit.encoders.base import Encoder
-from macaw_lit.encoders.frames import FrameSequence
-from macaw_lit.errors import ConfigError, WeightsError, in_one_line
+from macaw_lit.encoders.frames import FramePositions, FrameSequence
+from macaw_lit.errors import ConfigError, in_one_line
+from macaw_lit.folder import ModelFolder
 from macaw_lit.llms.base import LLM
 from macaw_lit.types import Batch, Media, MediaSpec, Output
-from macaw_lit.weights import load_exactly, read_weights
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-TOKENIZER_FOLDER = "tokenizer"
-_FORMAT = "macaw-lit/1"
+_FRAMES = f"{FramePositions.__module__}.{FramePositions.__name__}"
 
 Part = TypeVar("Part", bound=nn.Module)
 
@@ -37,7 +31,7 @@ class Modality(nn.Module):
         self.frames = frames
 
 
-class Macaw(nn.Module):
+class Macaw(ModelFolder):
     """A language model that sees, watches and listens (Fig. 1 of the paper).
 
     Encoders are named apart from the kinds they serve, so that images and video frames can share one.
@@ -91,7 +85,8 @@ class Macaw(nn.Module):
                 media[kind].values if modality.frames is None else modality.frames.unroll(media[kind].values)
                 for kind, modality in served.items()
             ]
-            encoded = self.encoders[name](torch.cat(inputs)).split([len(values) for values in inputs])
+            precision = next(self.encoders[name].parameters()).dtype  # the data side knows float32 alone
+            encoded = self.encoders[name](torch.cat(inputs).to(precision)).split([len(values) for values in inputs])
             for (kind, modality), part in zip(served.items(), encoded, strict=True):
                 features[kind] = part if modality.frames is None else modality.frames(part)
         return features
@@ -120,8 +115,23 @@ class Macaw(nn.Module):
         return output
 
     @torch.no_grad()
-    def generate(self, batch: Batch, **generation: Any) -> Int[Tensor, "b new"]:
-        """New ids for left-padded rows; `generation` goes to the language model's own `generate`."""
+    def generate(
+        self,
+        batch: Batch | None = None,
+        *,
+        input_ids: Int[Tensor, "b t"] | None = None,
+        attention_mask: Bool[Tensor, "b t"] | None = None,
+        media: dict[str, Media] | None = None,
+        **generation: Any,
+    ) -> Int[Tensor, "b new"]:
+        """New ids for left-padded rows: a batch, or what `**batch` gives as transformers users write it.
+
+        `generation` goes to the language model's own `generate`, over the defaults of `llm.generation`.
+        """
+        if batch is None:
+            if input_ids is None or attention_mask is None or media is None:
+                raise TypeError("generate() takes a batch, or input_ids, attention_mask and media: see MacawProcessor")
+            batch = Batch(input_ids, attention_mask, None, media, [])
         return self.llm.generate(self.embed(batch), batch.attention_mask, **generation)
 
     @classmethod
@@ -141,59 +151,37 @@ class Macaw(nn.Module):
         modalities = {}
         for kind in kinds:
             part = _section(config, "modalities", kind)
-            name, frames = str(part.get("encoder")), part.get("frames")
+            name = str(part.get("encoder"))
             if name not in encoders:
                 raise ConfigError(f"modality {kind} wants the encoder {name!r}, not among {sorted(encoders)}")
             encoder = encoders[name]
+            sequence = _frames(part.get("frames"), encoder)
             aligner = build_part(
                 {**_section(config, "aligner"), **_section(config, "modalities", kind, "aligner")},
                 Aligner,
                 dim_in=encoder.dim,
-                seq_len=encoder.seq_len * (frames or 1),
+                seq_len=encoder.seq_len * (sequence.frames if sequence else 1),
                 dim_out=llm.dim,
             )
-            sequence = FrameSequence(frames, encoder.dim) if frames else None
             modalities[kind] = Modality(name, aligner, sequence)
         return cls(encoders, modalities, llm, config)
 
     def load_pretrained(self, sources: Mapping[str, str | None]) -> None:
-        """Load weights by part: names of encoders, or `llm`, → file or folder; None leaves a part as it was built."""
+        """Load weights by part: names of encoders, or `llm`, → file, folder or hub id; None leaves one as it is.
+
+        What arrived, from where, and its SHA-256 is kept by part in `config["identities"]`, and so in the model folder.
+
+        Raises:
+            ConfigError: a name is no part of the model.
+            WeightsError: weights of a part did not arrive.
+        """
         parts: dict[str, Any] = {**self.encoders, "llm": self.llm}
         for name, source in sources.items():
             if name not in parts:
                 raise ConfigError(f"pretrained.{name} names no part of the model: expected one of {sorted(parts)}")
             if source is not None:
-                parts[name].load_pretrained(source)
-
-    def save_pretrained(self, folder: Path) -> None:
-        """Write all a predictor needs: weights as safetensors, the resolved config, the tokenizer."""
-        folder.mkdir(parents=True, exist_ok=True)
-        llm = {**self.config["llm"], **self.llm.save_config(folder / TOKENIZER_FOLDER), "tokenizer": TOKENIZER_FOLDER}
-        config = {"format": _FORMAT, **self.config, "llm": llm}
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        tied = _tied_names(state)
-        save_file({name: tensor for name, tensor in state.items() if name not in tied}, folder / WEIGHTS_FILE)
-
-    @classmethod
-    def from_pretrained(cls, folder: Path) -> "Macaw":
-        """Read a folder written by `save_pretrained`, ready to predict.
-
-        Raises:
-            WeightsError: the folder is no model folder, or its weights do not fit its config.
-        """
-        config = _read_model_config(folder)
-        try:
-            config["llm"] = {**_section(config, "llm"), "tokenizer": str(folder / TOKENIZER_FOLDER)}
-            model = cls.from_config(config)
-        except ConfigError as error:
-            raise WeightsError(f"{folder / CONFIG_FILE}: {error}") from error
-        state: dict[str, Any] = read_weights(folder / WEIGHTS_FILE)
-        for copy, original in _tied_names(model.state_dict()).items():
-            if original in state:
-                state[copy] = state[original]
-        load_exactly(model, state, str(folder / WEIGHTS_FILE))
-        return model.eval()
+                identities = self.config.setdefault("identities", {})
+                identities[name] = parts[name].load_pretrained(source).identity()
 
     def _modalities(self) -> dict[str, Modality]:
         return dict(self.modalities.items())  # type: ignore[arg-type]  # nn.ModuleDict forgets its values' class
@@ -236,6 +224,14 @@ def build_part(config: Mapping[str, Any], base: type[Part], **wiring: Any) -> Pa
         raise ConfigError(f"{class_name}: {in_one_line(error)}; see its arguments in {module_name}") from error
 
 
+def _frames(config: Any, encoder: Encoder) -> FrameSequence | None:
+    """A number of frames stands for `FramePositions`; a mapping names another sequence."""
+    if not config:
+        return None
+    part = config if isinstance(config, Mapping) else {"_target_": _FRAMES, "frames": config}
+    return build_part(part, FrameSequence, dim=encoder.dim, seq_len=encoder.seq_len)
+
+
 def _section(config: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
     found: Any = config
     for name in path:
@@ -243,28 +239,3 @@ def _section(config: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
         if not isinstance(found, Mapping):
             raise ConfigError(f"model.{'.'.join(path)} is {found!r}: expected a mapping, as in conf/model/")
     return found
-
-
-def _read_model_config(folder: Path) -> dict[str, Any]:
-    remedy = "give a folder that training wrote, such as logs/train/runs/<time>/model"
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise WeightsError(f"{folder} is no model folder (it has no {CONFIG_FILE}): {remedy}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{path} is not JSON ({error}): {remedy}") from error
-    if not isinstance(config, dict) or config.pop("format", None) != _FORMAT:
-        raise WeightsError(f"{path} does not say format {_FORMAT!r}: {remedy}")
-    return config
-
-
-def _tied_names(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Names whose tensor is stored under an earlier name as well, as tied embeddings are: copy → original."""
-    first: dict[tuple[int, torch.Size], str] = {}
-    tied = {}
-    for name, tensor in state.items():
-        original = first.setdefault((tensor.data_ptr(), tensor.shape), name)
-        if original != name and tensor.numel():
-            tied[name] = original
-    return tied

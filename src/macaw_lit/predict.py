@@ -1,7 +1,6 @@
 """Answers a question about media: `python -m macaw_lit.predict model=<folder> image=cat.jpg instruction="…"`."""
 
 import warnings
-from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
 
@@ -17,16 +16,15 @@ def main(cfg: DictConfig) -> None:
 
 
 def _answer(cfg: DictConfig) -> str:
-    from macaw_lit.data.media import has_audio  # heavy imports wait until the configuration is known to be sound
+    from macaw_lit.data.media import with_sounds  # heavy imports wait until the configuration is known to be sound
     from macaw_lit.inference import load_answerer
     from macaw_lit.types import MediaRef, Sample, Turn
 
-    answerer = load_answerer(Path(cfg.model.path), cfg.device, cfg.max_new_tokens)
-    media = [MediaRef(kind, path) for kind in ("image", "video", "audio") for path in _paths(cfg[kind])]
+    answerer = load_answerer(cfg.model.path, cfg.device, cfg.max_new_tokens)
+    media = tuple(MediaRef(kind, path) for kind in ("image", "video", "audio") for path in _paths(cfg[kind]))
     if "audio" in answerer.preprocess.specs:
-        media += [MediaRef("audio", path) for path in _paths(cfg.video) if has_audio(path)]
-    question = Turn("user", cfg.instruction, tuple(media))
-    return answerer([Sample((question,), uid="question", source="predict")])[0]
+        media = with_sounds(media)
+    return answerer([Sample((Turn("user", cfg.instruction, media),), uid="question", source="predict")])[0]
 
 
 def _paths(value: str | ListConfig | None) -> list[str]:

@@ -27,6 +27,7 @@ NOISE = (
     "The dirpath has changed",
     ".*LeafSpec.* is deprecated",
     "Glyph .* missing",
+    r"Found \d+ module.* in eval mode",
 )
 """Warnings of other libraries at what is as it should be."""
 
@@ -60,9 +61,11 @@ def main(cfg: DictConfig) -> None:
 def _keep(cfg: DictConfig, folder: Path, model: "Macaw", datamodule: "MacawDataModule") -> None:
     """Save the trained model, and show what training and evaluation say of it."""
     from macaw_lit.evaluation import plot_loss
-    from macaw_lit.inference import Answerer, save_folder
+    from macaw_lit.inference import Answerer
+    from macaw_lit.training.adapt import merge
 
-    save_folder(folder / "model", model, datamodule.preprocess)
+    merge(model)
+    model.save_pretrained(folder / "model", datamodule.preprocess)
     _print_skips(folder / "ledger.json")
     if (folder / "metrics.csv").is_file():
         plot_loss(folder / "metrics.csv", folder / "loss.png")

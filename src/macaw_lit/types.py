@@ -33,6 +33,17 @@ class MediaRef:
 
 
 @dataclass(frozen=True)
+class Decoded(MediaRef):
+    """A medium that is in memory already; `path` only names it in messages.
+
+    Attributes:
+        values: picture uint8 [H,W,3], frames of a whole video uint8 [F,H,W,3], or mono waveform float32 at 16 kHz.
+    """
+
+    values: np.ndarray = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
 class Turn:
     """One utterance of a dialogue with the media that belong to it."""
 
@@ -114,7 +125,9 @@ class Batch:
     """What the model eats.
 
     `media` holds every kind the model has, with n = 0 rows where the batch has none of it, so that each encoder
-    is called exactly once whatever the batch contains. `truncated` counts rows whose response was cut.
+    is called exactly once whatever the batch contains. `truncated` counts rows whose response was cut; `step_tokens`
+    the response tokens of this process in the whole optimizer step, None where the loader does not look that far.
+    `model.generate(**batch)` and `batch["input_ids"]` work as with the inputs of transformers.
     """
 
     input_ids: Int[Tensor, "b t"]
@@ -124,6 +137,19 @@ class Batch:
     uids: list[str]
     truncated: int = 0
     skipped: tuple[Rejection, ...] = ()
+    step_tokens: int | None = None
+
+    @property
+    def response_tokens(self) -> int:
+        """Positions that bear loss: the first of a row has nothing before it that could predict it."""
+        return 0 if self.labels is None else int((self.labels[:, 1:] != IGNORE).sum())
+
+    def keys(self) -> tuple[str, ...]:
+        """What `**batch` passes on: all that generating needs."""
+        return ("input_ids", "attention_mask", "media")
+
+    def __getitem__(self, key: str) -> Any:
+        return getattr(self, key)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """A copy whose tensors are on `device`."""

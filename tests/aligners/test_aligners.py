@@ -9,6 +9,9 @@ import torch
 from macaw_lit.aligners.base import Aligner
 from macaw_lit.aligners.linear import LinearAligner
 from macaw_lit.aligners.macaw import MacawAligner
+from macaw_lit.aligners.macaw_mha import MacawMHAAligner
+from macaw_lit.aligners.mlp import MLPAligner
+from macaw_lit.aligners.perceiver import PerceiverAligner
 from macaw_lit.errors import ConfigError
 
 ALIGNERS = {
@@ -16,7 +19,12 @@ ALIGNERS = {
     "macaw": MacawAligner,
     "macaw_qk_norm": partial(MacawAligner, qk_norm=True),
     "macaw_matched": partial(MacawAligner, qk_norm=True, match_scale=True),
+    "macaw_residual": partial(MacawAligner, residual=True),
+    "macaw_mha": partial(MacawMHAAligner, heads=4),  # absorbs up to two queries of width 8, projects for more
+    "mlp": MLPAligner,
+    "perceiver": partial(PerceiverAligner, heads=2),
 }
+LOOKS_EVERYWHERE = {"perceiver"}
 
 
 @pytest.fixture(params=ALIGNERS)
@@ -55,6 +63,7 @@ def test_an_item_does_not_depend_on_the_others(make, table):
     torch.testing.assert_close(aligner(features.flip(0), table), together.flip(0), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("make", sorted(ALIGNERS.keys() - LOOKS_EVERYWHERE), indirect=True)
 def test_each_token_sees_its_window_and_nothing_else(make, table):
     aligner = make(kernel=4, stride=3)
     features = torch.randn(1, 10, 6)
@@ -62,6 +71,20 @@ def test_each_token_sees_its_window_and_nothing_else(make, table):
     changed[:, 4:6] += 1  # inside the second window of three: 0–3, 3–6, 6–9
     difference = (aligner(changed, table) - aligner(features, table))[0].abs().amax(1)
     assert (difference > 1e-3).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("make", sorted(LOOKS_EVERYWHERE), indirect=True)
+def test_each_token_sees_every_position(make, table):
+    aligner = make(kernel=4, stride=3)
+    features = torch.randn(1, 10, 6, requires_grad=True)
+    for token in range(3):
+        (seen,) = torch.autograd.grad(aligner(features, table)[0, token].sum(), features)
+        assert (seen.abs().amax(2) > 0).all()
+
+
+def test_tokens_of_one_item_differ(make, table):
+    tokens = make(kernel=4, stride=3)(torch.randn(1, 10, 6), table)[0]
+    assert torch.pdist(tokens).min() > 1e-3
 
 
 def test_no_items_give_no_tokens_and_zero_gradients(make, table):
@@ -83,7 +106,41 @@ def test_every_parameter_learns_from_an_item(make, table):
 
 
 def test_half_precision_stays_half_precision(make, table):
-    aligner = make(kernel=4, stride=3).bfloat16()
-    tokens = aligner(torch.randn(2, 10, 6).bfloat16(), table.bfloat16())
+    aligner = make(kernel=4, stride=3)
+    features = torch.randn(2, 10, 6)
+    exact = aligner(features, table)
+    tokens = aligner.bfloat16()(features.bfloat16(), table.bfloat16())
     assert tokens.dtype == torch.bfloat16
-    assert tokens.isfinite().all()
+    # bfloat16 keeps 8 bits: some ten roundings of values up to 3
+    torch.testing.assert_close(tokens.float(), exact, rtol=0.05, atol=0.05)
+
+
+def test_weights_come_back_to_the_bit(make, table):
+    aligner, features = make(kernel=4, stride=3), torch.randn(2, 10, 6)
+    torch.manual_seed(9)
+    again = make(kernel=4, stride=3)
+    assert not torch.equal(again(features, table), aligner(features, table))
+    again.load_state_dict(aligner.state_dict())
+    assert torch.equal(again(features, table), aligner(features, table))
+
+
+def test_weights_on_the_table_can_be_looked_at(make, table):
+    aligner = make(kernel=4, stride=3)
+    weights = aligner.weights(torch.randn(2, 10, 6), table)
+    if weights is None:
+        return
+    items, heads, tokens, entries = weights.shape
+    assert (items, tokens) == (2, 3)
+    assert entries >= len(table)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, heads, 3))
+
+
+def test_an_aligner_without_weights_does_not_read_the_table(make, table):
+    aligner, features = make(kernel=4, stride=3), torch.randn(2, 10, 6)
+    reads = not torch.equal(aligner(features, table), aligner(features, 2 * table))
+    assert reads == (aligner.weights(features, table) is not None)
+
+
+def test_it_can_be_laid_out_without_memory(make):
+    with torch.device("meta"):
+        assert all(parameter.is_meta for parameter in make(kernel=4, stride=3).parameters())

@@ -1,8 +1,10 @@
 """The compression of Eq. 3 against windows cut out by hand."""
 
+import pytest
 import torch
 
 from macaw_lit.aligners.base import Compress
+from macaw_lit.errors import ConfigError
 
 
 def test_compress_is_a_projection_of_windows():
@@ -26,3 +28,17 @@ def test_positions_that_no_window_covers_are_left_out():
     changed[:, 10] = 99.0
     assert compress.num_tokens == 3
     assert torch.equal(compress(features), compress(changed))
+
+
+def test_without_a_convolution_every_position_is_projected():
+    compress = Compress(dim_in=3, seq_len=9, dim_out=5, kernel=None, stride=None)
+    features = torch.randn(2, 9, 3)
+    assert compress.num_tokens == 9
+    assert set(compress.state_dict()) == {"linear.weight", "linear.bias"}
+    assert torch.equal(compress(features), compress.linear(features))
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(4, None), (None, 4)])
+def test_half_a_convolution_is_refused(kernel, stride):
+    with pytest.raises(ConfigError, match=f"kernel {kernel}, stride {stride}: give both"):
+        Compress(dim_in=3, seq_len=9, dim_out=5, kernel=kernel, stride=stride)

@@ -38,10 +38,11 @@ def gradients(value: Tensor, weighting: Tensor, leaves: list[Tensor]) -> list[Te
 
 
 @pytest.mark.parametrize("match_scale", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("qk_norm", [False, True])
-def test_values_and_gradients_are_those_of_the_formula(qk_norm, match_scale):
+def test_values_and_gradients_are_those_of_the_formula(qk_norm, residual, match_scale):
     tolerance = SCALED if match_scale else TOLERANCE
-    aligner = MacawAligner(**SIZES, qk_norm=qk_norm, match_scale=match_scale).double()
+    aligner = MacawAligner(**SIZES, qk_norm=qk_norm, residual=residual, match_scale=match_scale).double()
     features = torch.randn(3, 10, 6, dtype=torch.float64, requires_grad=True)
     table = torch.randn(30, 8, dtype=torch.float64, requires_grad=True)
     hidden = aligner.compress(features)  # Eq. 3, whose longhand is in test_base.py
@@ -51,6 +52,8 @@ def test_values_and_gradients_are_those_of_the_formula(qk_norm, match_scale):
         expected = torch.stack([normalised_equation_4(item, table, temperature) for item in hidden])
     else:
         expected = torch.stack([equation_4(item, table) for item in hidden])
+    if residual:
+        expected = expected + hidden
     if match_scale:  # the scale of the table is a measure, not something to be learned through
         expected = expected / rms(expected) * rms(table.detach().flatten())
     tokens = aligner(features, table)
@@ -107,3 +110,11 @@ def test_the_temperature_starts_at_one_and_belongs_to_the_normalised_form_alone(
     assert aligner.log_temperature.exp().item() == 1.0
     assert "log_temperature" in dict(aligner.named_parameters())
     assert MacawAligner(**SIZES, match_scale=True).state_dict().keys() == MacawAligner(**SIZES).state_dict().keys()
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_the_weights_to_look_at_are_those_that_the_tokens_are_made_of(qk_norm):
+    aligner = MacawAligner(**SIZES, qk_norm=qk_norm).double()
+    features, table = torch.randn(4, 10, 6, dtype=torch.float64), torch.randn(30, 8, dtype=torch.float64)
+    weights = aligner.weights(features, table)  # [N, 1, K, V]
+    torch.testing.assert_close(weights[:, 0] @ table, aligner(features, table), **TOLERANCE)

@@ -259,3 +259,28 @@ def test_the_cache_changes_nothing(tokenizer, specs, picture: Callable[..., Path
     ]
     assert torch.equal(values[0], values[1])
     assert torch.equal(values[0], values[2])
+
+
+def test_missing_zeros_gives_every_row_one_block_of_each_kind(tokenizer, specs, picture):
+    order = ("image", "audio", "video")
+    preprocess = Preprocessor(tokenizer, specs, order=order, missing="zeros")
+    row = sample(("user", "What?", media("image", picture(200), picture(90))), ("assistant", "Two."))
+    whole, bare = preprocess(row), Preprocessor(tokenizer, specs, order=order)(row)
+    assert {kind: len(values) for kind, values in whole.media.items()} == {"image": 2, "audio": 1, "video": 1}
+    assert torch.equal(whole.media["image"], bare.media["image"])
+    for kind in ("audio", "video"):
+        assert whole.media[kind].shape[1:] == specs[kind].shape
+        assert not whole.media[kind].any()
+        assert int(whole.slots[kind].sum()) == specs[kind].num_tokens
+    starts = [int(whole.slots[kind].nonzero().min()) for kind in order]
+    assert starts == sorted(starts)
+    added = sum(specs[kind].num_tokens + 2 for kind in ("audio", "video"))
+    assert len(whole.input_ids) == len(bare.input_ids) + added
+    assert (whole.labels != IGNORE).sum() == (bare.labels != IGNORE).sum()
+    text = sample(("user", "What?"))
+    assert set(preprocess(text, predict=True).media) == set(order)
+
+
+def test_missing_zeros_wants_the_prefix_layout(tokenizer, specs):
+    with pytest.raises(ConfigError, match="use layout='prefix'"):
+        Preprocessor(tokenizer, specs, layout="inline", missing="zeros")

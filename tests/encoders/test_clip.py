@@ -33,9 +33,13 @@ def patch_tokens(model: CLIP, values: torch.Tensor) -> torch.Tensor:
     return tokens
 
 
+UNUSED = {"tokens": {"proj"}, "projected": {"ln_post.weight", "ln_post.bias"}, "pooled": set()}
+
+
 def encoder_of(model: CLIP, **settings: Any) -> ClipEncoder:
     encoder = ClipEncoder(**SIZES, **settings).eval()
-    encoder.visual.load_state_dict(model.visual.state_dict())
+    left_out = UNUSED[settings.get("form", "tokens")]
+    encoder.visual.load_state_dict({k: v for k, v in model.visual.state_dict().items() if k not in left_out})
     return encoder
 
 
@@ -50,29 +54,48 @@ def test_features_are_open_clips_patch_tokens(quick_gelu):
     assert not torch.allclose(other(values), encoder(values), atol=1e-3), "the activation makes no difference"
 
 
-def test_gradients_are_open_clips_and_the_unused_projection_has_none():
+def test_gradients_are_open_clips():
     model, values, weighting = reference(), torch.randn(2, 3, 32, 32), torch.randn(2, 16, 24)
     encoder = encoder_of(model)
     (encoder(values) * weighting).sum().backward()
     (patch_tokens(model, values) * weighting).sum().backward()
-    assert [name for name, p in encoder.named_parameters() if not p.requires_grad] == ["visual.proj"]
     for name, parameter in encoder.visual.named_parameters():
         wanted = dict(model.visual.named_parameters())[name].grad
-        if name == "proj":
-            assert parameter.grad is None
-        else:
-            torch.testing.assert_close(parameter.grad, wanted, msg=name)
+        torch.testing.assert_close(parameter.grad, wanted, msg=name)
 
 
-def test_no_pictures_give_no_features_and_zero_gradients():
-    encoder = ClipEncoder(**SIZES)
+SHAPES = {"tokens": (16, 24), "projected": (16, 12), "pooled": (1, 12)}
+
+
+@pytest.mark.parametrize("form", SHAPES)
+def test_a_form_has_no_weights_that_it_does_not_use(form):
+    encoder = ClipEncoder(**SIZES, form=form)
+    assert encoder.visual.state_dict().keys() == reference().visual.state_dict().keys() - UNUSED[form]
+    assert (encoder.seq_len, encoder.dim) == SHAPES[form]
+    features = encoder(torch.randn(2, 3, 32, 32))
+    assert features.shape == (2, *SHAPES[form])
+    (features * torch.randn_like(features)).sum().backward()
+    assert all(parameter.grad.any() for parameter in encoder.parameters())
+
+
+@pytest.mark.parametrize("form", SHAPES)
+def test_no_pictures_give_no_features_and_zero_gradients(form):
+    encoder = ClipEncoder(**SIZES, form=form)
     features = encoder(torch.zeros(0, 3, 32, 32))
-    assert features.shape == (0, 16, 24)
+    assert features.shape == (0, *SHAPES[form])
     features.sum().backward()
     for name, parameter in encoder.named_parameters():
-        if name != "visual.proj":
-            assert parameter.grad is not None, name
-            assert not parameter.grad.any(), name
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
+
+
+def test_pooled_is_open_clips_embedding_and_projected_is_the_originals_pipeline():
+    model, values = reference(), torch.randn(3, 3, 32, 32)
+    # The same operations in the same order, but the product is taken of a slice: a few ulp.
+    torch.testing.assert_close(encoder_of(model, form="pooled")(values)[:, 0], model.encode_image(values))
+    # The original takes the last hidden state as it is, projects every position, and drops the class token.
+    hidden = model.visual.transformer(model.visual._embeds(values))
+    torch.testing.assert_close(encoder_of(model, form="projected")(values), (hidden @ model.visual.proj)[:, 1:])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -106,13 +129,15 @@ def test_patch_order_reorders_features_and_is_no_weight():
     model, values = reference(), torch.randn(2, 3, 32, 32)
     raster, walked = encoder_of(model), encoder_of(model, patch_order="zorder")
     assert torch.equal(walked(values), raster(values)[:, zorder(4)])
-    assert set(walked.state_dict()) == {f"visual.{name}" for name in model.visual.state_dict()}
+    assert walked.state_dict().keys() == raster.state_dict().keys()
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"patch_size": 5}, "image_size 32 is no multiple of patch_size 5"),
+        ({"form": "token"}, "CLIP form 'token': expected one of tokens, projected, pooled"),
+        ({"patch_order": "spiral"}, "CLIP patch_order 'spiral': expected one of raster, zorder"),
         ({"heads": 5}, "width 24 is no multiple of heads 5"),
         ({"image_size": 48, "patch_order": "zorder"}, "power of two.*not 6.*raster"),
     ],
@@ -124,8 +149,8 @@ def test_sizes_that_cannot_work_are_refused(settings, message):
 
 def test_the_papers_size_has_open_clips_number_of_weights():
     with torch.device("meta"):
-        encoder = ClipEncoder()
-    assert (encoder.dim, encoder.seq_len) == (768, 196)
+        encoder = ClipEncoder(form="pooled")
+    assert (encoder.dim, encoder.seq_len) == (512, 1)
     block = 4 * 768**2 + 4 * 768 + 8 * 768**2 + 5 * 768 + 4 * 768  # attention, MLP, two norms
     others = 3 * 16**2 * 768 + 768 + 197 * 768 + 4 * 768 + 768 * 512  # patches, class, positions, two norms, projection
     assert sum(p.numel() for p in encoder.parameters()) == 12 * block + others == 86_192_640
@@ -170,7 +195,6 @@ def test_open_clips_checkpoints_load(tmp_path, form):
     assert not torch.allclose(encoder(values), patch_tokens(model, values), atol=1e-2)
     encoder.load_pretrained(str(path))
     assert torch.equal(encoder(values), patch_tokens(model, values))
-    assert [name for name, p in encoder.named_parameters() if not p.requires_grad] == ["visual.proj"]
 
 
 def failure(encoder: ClipEncoder, path: Path) -> str:
@@ -203,4 +227,4 @@ def test_weights_of_another_size_or_model_are_refused(tmp_path):
     assert "12 missing: transformer.resblocks.2" in deeper
     assert ", …" in deeper
     torch.save({"encoder.weight": torch.zeros(2)}, tmp_path / "other.pt")
-    assert "missing" in failure(ClipEncoder(**SIZES), tmp_path / "other.pt")
+    assert "other.pt holds no CLIP: expected visual.*" in failure(ClipEncoder(**SIZES), tmp_path / "other.pt")

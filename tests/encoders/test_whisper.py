@@ -120,8 +120,32 @@ def test_a_whisper_file_loads(tmp_path):
     torch.save({"dims": DIMENSIONS.__dict__, "model_state_dict": whole.state_dict()}, tmp_path / "tiny.pt")
     encoder = WhisperEncoder(**SIZES).eval()
     assert not torch.allclose(encoder(values), whole.encoder(values), atol=1e-2)
-    encoder.load_pretrained(str(tmp_path / "tiny.pt"))
+    coverage = encoder.load_pretrained(str(tmp_path / "tiny.pt"))
     torch.testing.assert_close(encoder(values), whole.encoder(values), **CLOSE)
+    assert coverage.loaded == tuple(encoder.encoder.state_dict())
+    assert set(coverage.left_out) == {name for name in whole.state_dict() if name.startswith("decoder.")}
+    assert coverage.checked == ("n_mels=80", "n_ctx=12", "width=24", "layers=2", "heads=3")
+
+
+# Counted in openai-whisper's own class, built from the dims that its published files state.
+PUBLISHED = {"tiny": 7_632_384, "small": 87_002_112, "medium": 305_680_384, "large-v2": 634_864_640}
+PUBLISHED |= {"large-v1": 634_864_640, "large-v3": 635_048_960, "turbo": 635_048_960}
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_one_word_gives_a_published_size(size):
+    with torch.device("meta"):
+        encoder = WhisperEncoder(size)
+    assert sum(p.numel() for p in encoder.parameters()) == PUBLISHED[size]
+    assert encoder.input_shape == (128 if size in {"large-v3", "turbo"} else 80, 3000)
+    assert encoder.dim // encoder.encoder.blocks[0].attn.n_head == 64
+
+
+def test_what_is_given_beside_the_size_counts():
+    encoder = WhisperEncoder("tiny", n_ctx=6, layers=1)
+    assert (encoder.seq_len, encoder.dim, len(encoder.encoder.blocks)) == (6, 384, 1)
+    with pytest.raises(ConfigError, match="Whisper size 'large': expected one of tiny, base, small.*large-v3"):
+        WhisperEncoder("large")
 
 
 def test_files_that_do_not_fit_are_refused_and_nothing_is_loaded(tmp_path):
@@ -129,10 +153,17 @@ def test_files_that_do_not_fit_are_refused_and_nothing_is_loaded(tmp_path):
     torch.save(state, tmp_path / "bare.pt")
     torch.save({"dims": DIMENSIONS.__dict__, "model_state_dict": state}, tmp_path / "tiny.pt")
     larger, deeper = SIZES | {"n_ctx": 16}, SIZES | {"layers": 3}
+    unsaid = {"dims": {}, "model_state_dict": state}
+    torch.save(unsaid, tmp_path / "unsaid.pt")
+    torch.save(unsaid | {"model_state_dict": state | {"head.weight": torch.ones(2)}}, tmp_path / "more.pt")
     for sizes, file, message in [
-        (SIZES, "bare.pt", "no model_state_dict"),
-        (larger, "tiny.pt", r"positional_embedding \[12, 24\], wanted \[16, 24\]"),
-        (deeper, "tiny.pt", r"missing: blocks\.2"),
+        (SIZES, "bare.pt", "bare.pt has no model_state_dict"),
+        (larger, "tiny.pt", "was made with n_ctx=12, but is configured with n_ctx=16: configure what it says"),
+        (SIZES | {"heads": 4}, "tiny.pt", "was made with heads=3, but is configured with heads=4"),
+        (SIZES | {"n_mels": 128}, "tiny.pt", "was made with n_mels=80, but is configured with n_mels=128"),
+        (larger, "unsaid.pt", r"positional_embedding \[12, 24\], wanted \[16, 24\]"),
+        (deeper, "unsaid.pt", r"missing: blocks\.2"),
+        (SIZES, "more.pt", r"1 unexpected: head\.weight"),
     ]:
         encoder = WhisperEncoder(**sizes)
         before = copy.deepcopy(encoder.state_dict())

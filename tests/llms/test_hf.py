@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from macaw_lit.errors import ConfigError, WeightsError
 from macaw_lit.llms.hf import HFCausalLM
 from macaw_lit.types import IGNORE
+from macaw_lit.weights import fingerprint
 
 LLAMA = {
     "model_type": "llama",
@@ -30,7 +31,16 @@ CONFIGS = {
     "llama_grouped": {**LLAMA, "num_key_value_heads": 2},
     "gpt2": GPT2,
     "gpt2_untied": {**GPT2, "tie_word_embeddings": False},
+    "mistral": {**LLAMA, "model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 4},
+    "qwen2_tied": {**LLAMA, "model_type": "qwen2", "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "qwen3": {**LLAMA, "model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 8},
+    "gpt_neox": {**LLAMA, "model_type": "gpt_neox"},
+    "gpt_neox_tied": {**LLAMA, "model_type": "gpt_neox", "tie_word_embeddings": True},
+    "phi": {**LLAMA, "model_type": "phi"},  # its head has a bias
+    "granite": {**LLAMA, "model_type": "granite", "logits_scaling": 4.0},  # divides its logits
 }
+# Looks embeddings up scaled, and caps its logits.
+GEMMA = {**LLAMA, "model_type": "gemma2", "head_dim": 8, "final_logit_softcapping": 3.0, "num_key_value_heads": 2}
 VOCABULARY = 309  # of the tokenizer that the tests share
 DELIMITERS = ["<image>", "</image>", "<depth>", "</depth>"]
 
@@ -129,6 +139,18 @@ def test_embedding_ids_and_feeding_the_embeddings_is_feeding_the_ids(llm):
     torch.testing.assert_close(logits, llm.model(input_ids=ids).logits)
 
 
+def test_a_model_that_scales_its_embeddings_and_caps_its_logits_keeps_doing_so(tokenizer_folder):
+    llm = HFCausalLM(GEMMA, str(tokenizer_folder), DELIMITERS).eval()
+    ids = torch.randint(0, VOCABULARY, (2, 6))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    assert torch.equal(llm.embed(ids), llm.table[ids])
+    published = llm.model(input_ids=ids, labels=ids)
+    torch.testing.assert_close(llm(llm.embed(ids), mask).logits, published.logits)
+    output = llm(llm.embed(ids), mask, ids)
+    assert (output.nll / output.tokens).item() == pytest.approx(published.loss.item(), rel=1e-5)
+    assert published.logits.abs().max() <= 3
+
+
 def test_left_padded_rows_continue_as_each_does_alone(llm):
     lengths = [3, 8, 5]
     embeds, mask = rows(llm, lengths, "left")
@@ -220,11 +242,23 @@ def test_weights_arrive_and_added_rows_are_the_mean(config, plain_tokenizer, tmp
     assert tied == published.config.tie_word_embeddings
 
 
+def test_what_arrived_is_reported_and_constants_of_old_versions_are_left_out(tokenizer_folder, tmp_path):
+    published_model(LLAMA, tmp_path, VOCABULARY)
+    edit_weights(lambda state: state.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))(tmp_path)
+    llm = HFCausalLM(LLAMA, str(tokenizer_folder))
+    coverage = llm.load_pretrained(str(tmp_path))
+    assert coverage.loaded == tuple(llm.model.state_dict())
+    assert coverage.missing == coverage.unexpected == coverage.mismatched == ()
+    assert coverage.left_out in {(), ("model.layers.0.self_attn.rotary_emb.inv_freq",)}, "transformers may hide it"
+    assert coverage.sha256 == fingerprint(llm.model.state_dict())
+
+
 def test_a_model_folder_serves_as_config_too(tokenizer_folder, tmp_path):
     published_model(CONFIGS["llama_grouped"], tmp_path, VOCABULARY)
     llm = HFCausalLM(str(tmp_path), str(tokenizer_folder), DELIMITERS)
     llm.load_pretrained(str(tmp_path))
     assert llm.model.config.num_key_value_heads == 2
+    assert str(tmp_path) not in json.dumps(llm.save_config(tmp_path / "saved")), "nor does it matter where it was"
 
 
 def test_building_two_models_of_one_config_does_not_change_it(tokenizer_folder):
@@ -263,7 +297,7 @@ def cut(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (shutil.rmtree, "not found: give a folder"),
+        (shutil.rmtree, "is no folder: give an existing folder, or a hub id"),
         (lambda folder: [path.unlink() for path in folder.iterdir()], "holds no causal LM"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
         (cut, "incomplete metadata"),
@@ -272,8 +306,15 @@ def cut(folder: Path) -> None:
         (write("config.json", "[]"), "model_type"),
         (write("config.json", '{"model_type": "clip"}'), "CLIPConfig"),
         (write("config.json", json.dumps({**LLAMA, "hidden_size": "wide"})), "expected int, got str"),
-        (edit_weights(lambda state: state.pop("model.norm.weight")), "lacks 1 weights, among them model.norm.weight"),
-        (edit_weights(lambda state: state.update({"model.norm.weight": torch.ones(31)})), "lacks 1 weights.*norm.*31"),
+        (edit_weights(lambda state: state.pop("model.norm.weight")), r"does not fit .*1 missing: model\.norm\.weight"),
+        (
+            edit_weights(lambda state: state.update({"model.norm.weight": torch.ones(31)})),
+            r"1 of another shape: model\.norm\.weight \[31\], wanted \[32\]",
+        ),
+        (
+            edit_weights(lambda state: state.update({"model.gate.weight": torch.ones(2)})),
+            r"1 unexpected: model\.gate\.weight",
+        ),
     ],
 )
 def test_a_folder_that_is_none_or_damaged_is_one_clear_line(folder, tokenizer_folder, tmp_path, damage, message):
@@ -297,6 +338,29 @@ def test_a_folder_that_is_none_or_damaged_is_one_clear_line(folder, tokenizer_fo
 def test_weights_of_another_size_are_refused(folder, tokenizer_folder, change, message):
     with pytest.raises(WeightsError, match=message):
         HFCausalLM({**LLAMA, **change}, str(tokenizer_folder)).load_pretrained(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"num_attention_heads": 2},
+            "was made with num_attention_heads=4.*but is configured with num_attention_heads=2",
+        ),
+        (
+            {"hidden_act": "gelu"},
+            "was made with hidden_act=silu, but is configured with hidden_act=gelu: configure what",
+        ),
+        ({"rms_norm_eps": 1e-3}, "was made with rms_norm_eps=1e-06"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "was made with rope_parameters=.*10000"),
+    ],
+)
+def test_what_shapes_do_not_show_is_held_against_the_config(folder, tokenizer_folder, change, message):
+    llm = HFCausalLM({**LLAMA, **change}, str(tokenizer_folder))
+    before = {name: tensor.clone() for name, tensor in llm.state_dict().items()}
+    with pytest.raises(WeightsError, match=message):
+        llm.load_pretrained(str(folder))
+    assert all(torch.equal(before[name], tensor) for name, tensor in llm.state_dict().items())
 
 
 def test_a_larger_vocabulary_than_configured_is_refused(tokenizer_folder, tmp_path):
@@ -331,7 +395,6 @@ def test_code_in_a_folder_is_neither_run_nor_offered_to_be_run(folder, tokenizer
         ({**LLAMA, "hidden_size": 33}, "33.*multiple of the number of attention heads"),
         ({**LLAMA, "hidden_size": "wide"}, "expected int, got str"),
         ({**LLAMA, "num_attention_heads": 0}, "division"),
-        ("/nowhere", "/nowhere holds no transformers config"),
     ],
 )
 def test_a_config_that_cannot_work_is_one_clear_line(tokenizer_folder, config, message):
@@ -341,7 +404,7 @@ def test_a_config_that_cannot_work_is_one_clear_line(tokenizer_folder, config, m
 
 
 def test_a_tokenizer_folder_that_is_none_or_damaged_is_one_clear_line(tokenizer_folder, tmp_path):
-    with pytest.raises(ConfigError, match="none not found: give a folder with tokenizer.json"):
+    with pytest.raises(WeightsError, match="none is no folder"):
         HFCausalLM(LLAMA, str(tmp_path / "none"))
     for number, damage in enumerate(
         [write("tokenizer.json", "{"), lambda folder: (folder / "tokenizer.json").unlink()]
@@ -351,3 +414,90 @@ def test_a_tokenizer_folder_that_is_none_or_damaged_is_one_clear_line(tokenizer_
         damage(broken)
         with pytest.raises(ConfigError, match=f"broken{number} holds no tokenizer"):
             HFCausalLM(LLAMA, str(broken))
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "config", "weights"])
+def test_a_hub_id_without_network_is_one_clear_line(tokenizer_folder, name):
+    with pytest.raises(
+        WeightsError, match=r"owner/name is neither a folder nor a hub id that can be reached"
+    ) as caught:
+        if name == "weights":
+            HFCausalLM(LLAMA, str(tokenizer_folder)).load_pretrained("owner/name")
+        elif name == "config":
+            HFCausalLM("owner/name", str(tokenizer_folder))
+        else:
+            HFCausalLM(LLAMA, "owner/name")
+    assert "\n" not in str(caught.value)
+
+
+# ---- tokenizers as they are published
+
+ENDOFTEXT = "<|endoftext|>"
+TOKENIZERS = {  # control tokens in the vocabulary, and their roles; None takes one away
+    "llama": (["<unk>", "<s>", "</s>"], {"pad_token": None}),
+    "llama_padded_with_unk": (["<unk>", "<s>", "</s>"], {"pad_token": "<unk>"}),
+    "gpt2": ([ENDOFTEXT], {**dict.fromkeys(("unk_token", "bos_token", "eos_token"), ENDOFTEXT), "pad_token": None}),
+    "gpt_neox": (
+        [ENDOFTEXT, "<|padding|>"],
+        {"unk_token": None, "bos_token": ENDOFTEXT, "eos_token": ENDOFTEXT, "pad_token": "<|padding|>"},
+    ),
+    "qwen": ([ENDOFTEXT], {"unk_token": None, "bos_token": None, "eos_token": ENDOFTEXT, "pad_token": ENDOFTEXT}),
+    "qwen_chat": (
+        [ENDOFTEXT, "<|im_start|>", "<|im_end|>"],
+        {"unk_token": None, "bos_token": None, "eos_token": "<|im_end|>", "pad_token": ENDOFTEXT},
+    ),
+}
+
+
+@pytest.fixture(params=TOKENIZERS)
+def published_tokenizer(request: pytest.FixtureRequest, make_tokenizer: Callable[..., Any], tmp_path: Path) -> Path:
+    control, roles = TOKENIZERS[request.param]
+    tokenizer = make_tokenizer(control)
+    for role, token in roles.items():
+        setattr(tokenizer, role, token)
+    tokenizer.save_pretrained(tmp_path / request.param)
+    return tmp_path / request.param
+
+
+def test_every_published_kind_of_tokenizer_gets_distinct_control_ids(published_tokenizer, tmp_path):
+    before = AutoTokenizer.from_pretrained(published_tokenizer)
+    llm = HFCausalLM(LLAMA, str(published_tokenizer), DELIMITERS)
+    tokenizer = llm.tokenizer
+    ids = [tokenizer.eos_token_id, tokenizer.pad_token_id, *tokenizer.convert_tokens_to_ids(DELIMITERS)]
+    assert len(set(ids)) == len(ids)
+    assert tokenizer.bos_token_id == (before.eos_token_id if before.bos_token is None else before.bos_token_id)
+    assert tokenizer.bos_token_id not in ids[1:]
+    assert tokenizer.eos_token_id == before.eos_token_id
+    assert llm.table.shape[0] == max(tokenizer.get_vocab().values()) + 1
+    text = f"A {ENDOFTEXT} or <image> is text."
+    plain = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert not set(plain) & {*ids, tokenizer.bos_token_id}
+    assert tokenizer.decode(plain) == text
+    assert set(llm.added) == {token for token in [tokenizer.pad_token, *DELIMITERS] if token not in before.get_vocab()}
+    tokenizer.save_pretrained(tmp_path / "again")
+    again = HFCausalLM(LLAMA, str(tmp_path / "again"), DELIMITERS)
+    assert again.added == []
+    assert again.tokenizer.bos_token_id == tokenizer.bos_token_id
+
+
+def test_rows_that_a_vocabulary_has_to_spare_are_noise_until_a_token_takes_them(plain_tokenizer, tmp_path):
+    llm = HFCausalLM({**LLAMA, "vocab_size": 400}, str(plain_tokenizer), DELIMITERS)
+    published = published_model(LLAMA, tmp_path, 400)
+    llm.load_pretrained(str(tmp_path))
+    added = llm.tokenizer.convert_tokens_to_ids(llm.added)
+    assert len(added) == len(DELIMITERS)
+    known = [row for row in range(400) if row not in added]
+    wanted = published.get_input_embeddings().weight
+    assert torch.equal(llm.table[known], wanted[known])
+    torch.testing.assert_close(llm.table[added], wanted[known].mean(0).expand(len(DELIMITERS), -1))
+
+
+def test_control_tokens_that_cannot_be_told_apart_are_refused(make_tokenizer, tmp_path):
+    endless = make_tokenizer()
+    endless.eos_token = None
+    endless.save_pretrained(tmp_path / "endless")
+    with pytest.raises(ConfigError, match="endless has no EOS token"):
+        HFCausalLM(LLAMA, str(tmp_path / "endless"))
+    make_tokenizer(eos_token="<image>").save_pretrained(tmp_path / "shared")
+    with pytest.raises(ConfigError, match="shared share an id"):
+        HFCausalLM(LLAMA, str(tmp_path / "shared"), DELIMITERS)

@@ -18,6 +18,7 @@ class MacawAligner(Aligner):
         qk_norm: compare directions instead of raw vectors: queries and keys are divided by their root mean square, and
             the scores multiplied by a learned temperature. Values stay E. The exact form starts with almost uniform
             attention wherever embeddings are small, so that all inputs give nearly the same token (docs/log.md).
+        residual: add h' itself, as if to a transformer's attention; soft tokens are then no mean of words any more.
         match_scale: give every soft token the root mean square of the table. A mean of many embeddings is far smaller
             than one of them, and beside the words of the prompt it is hardly heard.
     """
@@ -27,24 +28,35 @@ class MacawAligner(Aligner):
         dim_in: int,
         seq_len: int,
         dim_out: int,
-        kernel: int,
-        stride: int,
+        kernel: int | None,
+        stride: int | None,
         qk_norm: bool = False,
+        residual: bool = False,
         match_scale: bool = False,
     ) -> None:
         super().__init__()
         self.compress = Compress(dim_in, seq_len, dim_out, kernel, stride)
         self.num_tokens = self.compress.num_tokens
+        self.residual = residual
         self.match_scale = match_scale
         self.log_temperature = nn.Parameter(torch.zeros(())) if qk_norm else None
 
     def forward(self, features: Float[Tensor, "n s e"], table: Float[Tensor, "v d"]) -> Float[Tensor, "n k d"]:
         tokens: Tensor = self.compress(features)  # [N, K, D]
-        queries, keys = tokens.flatten(0, 1), table  # [N·K, D], [V, D]
+        aligned = self._attention(tokens, table) @ table
+        if self.residual:
+            aligned = aligned + tokens
+        if self.match_scale:
+            aligned = F.rms_norm(aligned, aligned.shape[-1:], eps=1e-12) * table.detach().square().mean().sqrt()
+        return aligned
+
+    def weights(self, features: Float[Tensor, "n s e"], table: Float[Tensor, "v d"]) -> Float[Tensor, "n 1 k v"]:
+        return self._attention(self.compress(features), table)[:, None]
+
+    def _attention(self, tokens: Float[Tensor, "n k d"], table: Float[Tensor, "v d"]) -> Float[Tensor, "n k v"]:
+        queries, keys = tokens, table
         if self.log_temperature is not None:
             queries = F.rms_norm(queries, queries.shape[-1:]) * self.log_temperature.exp()
             keys = F.rms_norm(keys, keys.shape[-1:])
-        aligned = F.scaled_dot_product_attention(queries[None, None], keys[None, None], table[None, None])
-        if self.match_scale:
-            aligned = F.rms_norm(aligned, aligned.shape[-1:], eps=1e-12) * table.detach().square().mean().sqrt()
-        return aligned[0, 0].view_as(tokens)
+        # One head as wide as the table: fused attention has nothing to save, and is slower (docs/benchmarks.md).
+        return (queries * keys.shape[-1] ** -0.5 @ keys.T).softmax(-1)

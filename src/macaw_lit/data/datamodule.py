@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from lightning import LightningDataModule, Trainer
@@ -12,6 +13,7 @@ from macaw_lit.data.collate import Collator
 from macaw_lit.data.mix import Draw, MixtureSampler
 from macaw_lit.data.preprocess import Preprocessor, Tokenizer
 from macaw_lit.data.rows import Loader, Rows, in_words
+from macaw_lit.data.steps import StepLoader
 from macaw_lit.errors import ConfigError, DataError
 from macaw_lit.types import Example, MediaSpec, Rejection, Sample
 
@@ -137,7 +139,7 @@ class MacawDataModule(LightningDataModule):
         if self._resume:
             self._check_resume(self._resume, mixture)
             mixture.epoch, mixture.position = self._resume["epoch"], self._resume["position"]
-        return self._loader("train", self._sampler)
+        return self._loader("train", self._sampler, partial(StepLoader, batches_of_step=self._sampler.batches_of_step))
 
     def val_dataloader(self) -> DataLoader[Example] | list[Any]:
         """Batches of the held-out rows in file order; `world - 1` at most are left out. An empty list without any."""
@@ -150,8 +152,8 @@ class MacawDataModule(LightningDataModule):
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _loader(self, split: str, sampler: Any) -> DataLoader[Example]:
-        return Loader(
+    def _loader(self, split: str, sampler: Any, make: Callable[..., Loader] = Loader) -> DataLoader[Example]:
+        return make(
             Rows(list(self.samples[split].values()), self.preprocess),
             Collator(self.preprocess.pad, self.preprocess.specs, "right"),
             batch_size=self.batch_size,
@@ -212,6 +214,11 @@ class _TrainedMixture(Sampler[Draw]):
         if position >= min(self.mixture.total, self.trainer.num_training_batches * self.step):
             return self.mixture.epoch + 1, 0
         return self.mixture.epoch, position
+
+    def batches_of_step(self) -> int:
+        """Batches from the trainer's next one to the end of its optimizer step, which the end of an epoch may cut short."""
+        ready, steps = self.trainer.fit_loop.epoch_loop.batch_idx + 1, self.trainer.accumulate_grad_batches
+        return max(1, min(steps - ready % steps, int(self.trainer.num_training_batches) - ready))
 
     def _processed(self) -> int:
         total: int = self.trainer.fit_loop.epoch_loop.batch_progress.state_dict()["total"]["processed"]

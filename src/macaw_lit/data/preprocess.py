@@ -14,6 +14,7 @@ from macaw_lit.errors import ConfigError, MediaError, SampleError
 from macaw_lit.types import IGNORE, Example, MediaRef, MediaSpec, Sample
 
 Layout = Literal["prefix", "inline"]
+Missing = Literal["omit", "zeros"]
 CHARS_PER_TOKEN = 64  # no vocabulary in use has longer words; bounds the work spent on text that cannot fit anyway
 
 
@@ -43,7 +44,7 @@ class _Row:
     ids: list[int] = field(default_factory=list)
     learn: list[bool] = field(default_factory=list)
     slots: dict[str, list[int]] = field(default_factory=dict)
-    refs: dict[str, list[MediaRef]] = field(default_factory=dict)
+    refs: dict[str, list[MediaRef | None]] = field(default_factory=dict)  # None: a block of zeros
     media_end: int = 0
 
     def add(self, ids: Sequence[int], learn: bool = False) -> None:
@@ -58,10 +59,12 @@ class Preprocessor:
     the template alone, labels are masked by construction, and media blocks are never cut.
 
     Args:
-        tokenizer: has BOS, EOS, a pad token and `<kind>`, `</kind>` for every kind of `specs`.
+        tokenizer: has BOS, which may be EOS, EOS, a pad token and `<kind>`, `</kind>` for every kind of `specs`.
         specs: kind → what its encoder wants.
         order: the kinds in the order of their blocks (layout `prefix`).
         layout: `prefix` puts the blocks of all turns after BOS; `inline` before the text of the turn they belong to.
+        missing: `omit` leaves absent media out. `zeros` gives every kind that a row lacks one block of zeros, after the
+            transform, as the original Macaw-LLM was trained: only for its weights, and for layout `prefix`.
         max_length: the most positions of a row, slots included.
         prompt: the template.
         cache_mb: memory for decoded media, per worker process, in MiB; 0 decodes anew each time.
@@ -79,22 +82,28 @@ class Preprocessor:
         specs: Mapping[str, MediaSpec],
         order: Sequence[str] = ("image", "video", "audio"),
         layout: Layout = "prefix",
+        missing: Missing = "omit",
         max_length: int = 512,
         prompt: Prompt | None = None,
         cache_mb: int = 0,
         drop_media: float = 0.0,
         seed: int = 0,
     ) -> None:
-        if missing := [kind for kind in specs if kind not in order]:
-            raise ConfigError(f"order={list(order)} lacks {missing}; list every kind that has an encoder")
+        if unordered := [kind for kind in specs if kind not in order]:
+            raise ConfigError(f"order={list(order)} lacks {unordered}; list every kind that has an encoder")
         if layout not in ("prefix", "inline"):
             raise ConfigError(f"layout={layout!r}; expected 'prefix' or 'inline'")
+        if missing not in ("omit", "zeros"):
+            raise ConfigError(f"missing={missing!r}; expected 'omit' or 'zeros'")
+        if missing == "zeros" and layout != "prefix":
+            raise ConfigError(f"missing='zeros' with layout={layout!r}: absent media have no turn; use layout='prefix'")
         if not 0.0 <= drop_media <= 1.0:
             raise ConfigError(f"drop_media={drop_media}; expected a probability between 0 and 1")
         self.tokenizer = tokenizer
         self.specs = dict(specs)
         self.order = tuple(order)
         self.layout = layout
+        self.missing = missing
         self.max_length = max_length
         self.prompt = prompt or Prompt()
         self.drop_media = drop_media
@@ -118,7 +127,7 @@ class Preprocessor:
         for kind, positions in row.slots.items():
             slots[kind][positions] = True
         labels = None if predict else torch.where(torch.tensor(row.learn), ids, IGNORE)
-        media = {kind: torch.stack([self._load(ref) for ref in refs]) for kind, refs in row.refs.items()}
+        media = {kind: torch.stack([self._load(kind, ref) for ref in refs]) for kind, refs in row.refs.items()}
         return Example(ids, labels, media, slots, sample.uid, truncated)
 
     def _drop(self, sample: Sample, epoch: int) -> Sample:
@@ -140,24 +149,28 @@ class Preprocessor:
         row = _Row()
         row.add([self.bos])
         if self.layout == "prefix":
-            for ref in sorted(refs, key=lambda ref: self.order.index(ref.kind)):
-                self._add_block(row, ref)
+            for kind in self.order:
+                given = [ref for ref in refs if ref.kind == kind]
+                for ref in given:
+                    self._add_block(row, kind, ref)
+                if not given and kind in self.specs and self.missing == "zeros":
+                    self._add_block(row, kind, None)
             segments = [segment._replace(media=()) for segment in segments]
         for segment in _merge(segments):
             for ref in segment.media:
-                self._add_block(row, ref)
+                self._add_block(row, ref.kind, ref)
             row.add(self._encode(segment.text, sample.uid, segment.learn), segment.learn)
             if segment.learn:
                 row.add([self.eos], learn=True)
         return row
 
-    def _add_block(self, row: _Row, ref: MediaRef) -> None:
-        opening, closing = self.delimiters[ref.kind]
-        count = self.specs[ref.kind].num_tokens
+    def _add_block(self, row: _Row, kind: str, ref: MediaRef | None) -> None:
+        opening, closing = self.delimiters[kind]
+        count = self.specs[kind].num_tokens
         first = len(row.ids) + 1
         row.add([opening, *[self.pad] * count, closing])
-        row.slots.setdefault(ref.kind, []).extend(range(first, first + count))
-        row.refs.setdefault(ref.kind, []).append(ref)
+        row.slots.setdefault(kind, []).extend(range(first, first + count))
+        row.refs.setdefault(kind, []).append(ref)
         row.media_end = len(row.ids)
 
     def _encode(self, text: str, uid: str, cut: bool) -> list[int]:
@@ -169,6 +182,9 @@ class Preprocessor:
         except UnicodeEncodeError as error:
             raise SampleError("bad_text", f"{uid}: half a surrogate pair in the text; re-encode it as UTF-8") from error
         encoded = self.tokenizer(text[: limit + 1], add_special_tokens=False, split_special_tokens=True)
+        if text.strip() and not encoded["input_ids"]:
+            known = "the tokenizer knows no part of the text; build or import the model with its own tokenizer=<folder>"
+            raise SampleError("bad_text", f"{uid}: {known}")
         return list(encoded["input_ids"])
 
     def _fit(self, row: _Row, uid: str) -> bool:
@@ -189,15 +205,17 @@ class Preprocessor:
         limit = f"at most {self.max_length - 1} positions leave room for a response"
         return SampleError("text_too_long", f"{uid}: {what}; {limit}; shorten it or raise max_length")
 
-    def _load(self, ref: MediaRef) -> Tensor:
-        spec = self.specs[ref.kind]
+    def _load(self, kind: str, ref: MediaRef | None) -> Tensor:
+        spec = self.specs[kind]
+        if ref is None:
+            return torch.zeros(spec.shape)
         raw = self.cache.load(ref, spec.decoder, spec.frames)
         if spec.decoder == "video":
             values = torch.stack([spec.transform(frame) for frame in raw])  # [F,3,H,W]
         else:
             values = spec.transform(raw)
         if values.shape != spec.shape:
-            raise ConfigError(f"the {ref.kind} transform gave {tuple(values.shape)}; its encoder wants {spec.shape}")
+            raise ConfigError(f"the {kind} transform gave {tuple(values.shape)}; its encoder wants {spec.shape}")
         return values
 
 
@@ -214,7 +232,7 @@ def _merge(segments: Sequence[Segment]) -> list[Segment]:
 def _control_ids(
     tokenizer: Tokenizer, specs: Mapping[str, MediaSpec]
 ) -> tuple[int, int, int, dict[str, tuple[int, int]]]:
-    """BOS, EOS, pad and per kind the two delimiters, all present, distinct and out of the reach of plain text."""
+    """BOS, EOS, pad and per kind two delimiters: present, distinct but for BOS, and out of the reach of plain text."""
     ids: dict[str, Any] = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     for kind in specs:
         for token in (f"<{kind}>", f"</{kind}>"):
@@ -222,7 +240,8 @@ def _control_ids(
             ids[token] = None if found == tokenizer.unk_token_id else found
     if missing := [name for name, value in ids.items() if value is None]:
         raise ConfigError(f"the tokenizer has no {', '.join(missing)} token; add it with add_special_tokens")
-    if len(set(ids.values())) < len(ids):
+    apart = [value for name, value in ids.items() if name != "bos" or value != ids["eos"]]  # GPT-2 has one for both
+    if len(set(apart)) < len(apart):
         raise ConfigError(f"control tokens share an id: {ids}; give each its own with add_special_tokens")
     for name, value in ids.items():
         text = tokenizer.convert_ids_to_tokens(value)

@@ -2,11 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from macaw_lit.weights import Coverage
 
 
 class Encoder(nn.Module, ABC):
@@ -31,9 +33,14 @@ class Encoder(nn.Module, ABC):
         """Encode `n` items; `n` may be 0, so that a rank without this medium still runs every hook."""
 
     @abstractmethod
-    def load_pretrained(self, source: str) -> None:
-        """Copy the weights in the file `source` into this module.
+    def load_pretrained(self, source: str) -> Coverage:
+        """Copy the weights of a file, a folder or a hub id into this module, and report on every one of them.
 
         Raises:
-            WeightsError: a wanted key is missing or of another shape; the message lists them.
+            WeightsError: a wanted key is missing, unknown or of another shape, or the source says of itself what this
+                encoder is not; the message lists them and nothing was copied.
         """
+
+    def save_config(self) -> dict[str, Any]:
+        """Arguments that differ from those it was built with, so that the model folder needs no other file."""
+        return {}

@@ -1,13 +1,16 @@
 """The seam between embeddings and language."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from macaw_lit.types import Output
+from macaw_lit.weights import Coverage
 
 
 class LLM(nn.Module, ABC):
@@ -16,10 +19,14 @@ class LLM(nn.Module, ABC):
     Attributes:
         dim: D, the width of its embeddings.
         tokenizer: of the `transformers` kind, with BOS, EOS, padding and the delimiters of every modality.
+        added: those of them that the tokenizer lacked when it was read.
+        generation: what `generate` is given where its caller says nothing else.
     """
 
     dim: int
     tokenizer: Any
+    added: Sequence[str] = ()
+    generation: Mapping[str, Any] = MappingProxyType({"do_sample": False, "max_new_tokens": 64})
 
     @property
     @abstractmethod
@@ -43,8 +50,8 @@ class LLM(nn.Module, ABC):
         """Continue left-padded rows; only new ids are returned, padded after EOS."""
 
     @abstractmethod
-    def load_pretrained(self, source: str) -> None:
-        """Copy the weights in the folder `source` into this module."""
+    def load_pretrained(self, source: str) -> Coverage:
+        """Copy the weights in the folder `source` into this module, and report on every one of them."""
 
     @abstractmethod
     def save_config(self, folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,20 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from macaw_lit.errors import ConfigError, WeightsError, in_one_line
+from macaw_lit.hub import local_folder
 from macaw_lit.llms.base import LLM
 from macaw_lit.types import IGNORE, Output
-from macaw_lit.weights import load_exactly
+from macaw_lit.weights import Coverage, check_facts, load_exactly
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 
 # Without the second, transformers asks on the terminal whether to run the code that a folder brings along.
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+_BUFFERS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias")
+"""Constants that older versions of transformers stored among the weights."""
+# Settings that change what is computed from the same weights; then some that only sound like it.
+_FACTS = re.compile(r"act|n_head|heads|eps|norm|rope|rotary|scal|window|layer_types|softcap|multiplier|residual|alibi")
+_NO_FACTS = re.compile(r"dropout|summary|classifier|token")
 _WANTED = "expected a model_type of transformers such as llama, and sizes that it can have"
 
 
@@ -28,9 +35,10 @@ class HFCausalLM(LLM):
     """A `transformers` causal LM built from sizes; `load_pretrained` brings weights.
 
     Args:
-        config: a `transformers` configuration as a dict with `model_type`, or the folder of a model to take it from.
-            The vocabulary grows to the tokenizer's where it is smaller.
-        tokenizer: folder of a `transformers` tokenizer.
+        config: a `transformers` configuration as a dict with `model_type`, or the folder or hub id of a model to take
+            it from. The vocabulary grows to the tokenizer's where it is smaller.
+        tokenizer: folder or hub id of a `transformers` tokenizer. One without BOS takes EOS for it, as GPT-2 and
+            GPT-NeoX do: the token that every document came after. One without a padding token of its own gets one.
         delimiters: tokens around media, such as `<image>` and `</image>`; those that the tokenizer lacks are added.
         embedding_std: spread that fresh embeddings start with; None leaves it to the architecture. With 1.0 a small
             model learns from scratch in far fewer steps: what a token is outweighs what untrained layers add to it.
@@ -44,21 +52,23 @@ class HFCausalLM(LLM):
         embedding_std: float | None = None,
     ) -> None:
         super().__init__()
-        self.tokenizer = _read_tokenizer(tokenizer, delimiters)
+        self.tokenizer, self.added = _read_tokenizer(tokenizer, delimiters)
         hf_config = _read_config(config)
-        hf_config.vocab_size = max(len(self.tokenizer), hf_config.vocab_size)
+        hf_config.vocab_size = max(1 + max(self.tokenizer.get_vocab().values()), hf_config.vocab_size)
         for name in ("bos", "eos", "pad"):
             setattr(hf_config, f"{name}_token_id", getattr(self.tokenizer, f"{name}_token_id"))
-        self.config_dict: dict[str, Any] = hf_config.to_dict()
+        self.config_dict = {name: value for name, value in hf_config.to_dict().items() if name != "_name_or_path"}
         self.model = _build(hf_config)
         if embedding_std is not None:
-            nn.init.normal_(self.table, std=embedding_std)
+            nn.init.normal_(self.model.get_input_embeddings().weight, std=embedding_std)
         self.dim = self.table.shape[1]
 
     @property
     def table(self) -> Float[Tensor, "v d"]:
-        weight: Tensor = self.model.get_input_embeddings().weight
-        return weight
+        embedding = self.model.get_input_embeddings()
+        weight: Tensor = embedding.weight
+        scale = getattr(embedding, "embed_scale", None)  # Gemma multiplies what it looks up
+        return weight if scale is None else weight * scale.to(weight.dtype)
 
     def embed(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
         embeds: Tensor = self.model.get_input_embeddings()(ids)
@@ -67,74 +77,110 @@ class HFCausalLM(LLM):
     def forward(
         self, embeds: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"], labels: Int[Tensor, "b t"] | None = None
     ) -> Output:
-        hidden = self.model.base_model(inputs_embeds=embeds, attention_mask=mask.long(), use_cache=False)[0]
-        head = self.model.get_output_embeddings()
         if labels is None:
-            return Output(logits=head(hidden))
+            return Output(logits=self._logits(embeds, mask))
         targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE)  # position t predicts token t + 1
         learned = targets != IGNORE
-        logits = head(hidden[learned])  # the head is the widest layer, and most positions bear no loss
+        # The head is the widest layer and most positions bear no loss. It is fed fewer positions within the model's own
+        # forward, and not called from here, because Gemma 2, Granite and others rescale or cap what it gives.
+        feed = self.model.get_output_embeddings().register_forward_pre_hook(lambda _, hidden: hidden[0][learned])
+        try:
+            logits = self._logits(embeds, mask)
+        finally:
+            feed.remove()
         nll = F.cross_entropy(logits.float(), targets[learned], reduction="sum")
         return Output(nll=nll, tokens=learned.sum())
+
+    def _logits(self, embeds: Tensor, mask: Tensor) -> Tensor:
+        logits: Tensor = self.model(inputs_embeds=embeds, attention_mask=mask.long(), use_cache=False).logits
+        return logits
 
     def generate(
         self, embeds: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"], **generation: Any
     ) -> Int[Tensor, "b new"]:
-        new_ids: Tensor = self.model.generate(inputs_embeds=embeds, attention_mask=mask.long(), **generation)
+        settings = {**self.generation, **generation}
+        new_ids: Tensor = self.model.generate(inputs_embeds=embeds, attention_mask=mask.long(), **settings)
         return new_ids
 
-    def load_pretrained(self, source: str) -> None:
-        """Copy the weights of a `transformers` model folder; rows of added delimiters become the mean of the table.
+    def load_pretrained(self, source: str) -> Coverage:
+        """Copy the weights of a `transformers` model folder or hub id; rows of added tokens become the others' mean.
 
         Raises:
-            WeightsError: the folder holds no such model, or weights of it did not arrive.
+            WeightsError: the folder holds no such model, weights of it did not arrive, it has more than the model,
+                or its config states another activation, number of heads, rotation or the like.
         """
-        if not Path(source).is_dir():
-            raise WeightsError(f"model folder {source} not found: give a folder with config.json and model.safetensors")
+        folder = local_folder(source)
         try:
             found: Any = AutoModelForCausalLM.from_pretrained(
-                source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **_LOCAL
+                folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **_LOCAL
             )
         except Exception as error:  # transformers has no class for what may be wrong with a folder
             raise WeightsError(
                 f"{source} holds no causal LM of transformers ({in_one_line(error)}): fetch it again"
             ) from error
         loaded, report = found
-        lost = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-        if lost:
-            raise WeightsError(f"{source} lacks {len(lost)} weights, among them {', '.join(lost[:5])}: fetch it again")
-        vocabulary = self.table.shape[0]
+        stated, own = _facts(loaded.config), _facts(self.model.config)
+        checked = check_facts(stated, own, source, "configure what it says, or give the folder as config")
+        dead = [key for key in report["unexpected_keys"] if key.endswith(_BUFFERS)]
+        Coverage(
+            source=source,
+            missing=tuple(sorted(report["missing_keys"])),
+            unexpected=tuple(sorted(report["unexpected_keys"] - set(dead))),
+            mismatched=tuple(
+                sorted(f"{key} {[*found]}, wanted {[*own]}" for key, found, own in report["mismatched_keys"])
+            ),
+        ).insist(self.model)
         for matrix in {loaded.get_input_embeddings(), loaded.get_output_embeddings()}:
-            added = max(0, vocabulary - matrix.weight.shape[0])
-            mean = matrix.weight.data.mean(0, keepdim=True)
-            matrix.weight.data = torch.cat([matrix.weight.data, mean.expand(added, -1)])
-        load_exactly(self.model, loaded.state_dict(), source)
+            for rows in (matrix.weight, getattr(matrix, "bias", None)):
+                if rows is not None:
+                    rows.data = self._with_new_rows(rows.data)
+        return load_exactly(self.model, loaded.state_dict(), source, dead, checked)
+
+    def _with_new_rows(self, rows: Tensor) -> Tensor:
+        """`rows` of a vocabulary's matrix or bias, grown to this one's; those of added tokens are the others' mean."""
+        vocabulary = self.table.shape[0]
+        # Some vocabularies have rows to spare beyond their tokenizer, and those are noise.
+        spare = {row for row in self.tokenizer.convert_tokens_to_ids(self.added) if row < len(rows)}
+        new = torch.tensor([*spare, *range(len(rows), vocabulary)], dtype=torch.long)
+        known = torch.tensor([row not in spare for row in range(len(rows))])
+        grown = torch.cat([rows, rows.new_zeros(max(0, vocabulary - len(rows)), *rows.shape[1:])])
+        grown[new] = rows[known].mean(0)
+        return grown
 
     def save_config(self, folder: Path) -> dict[str, Any]:
         self.tokenizer.save_pretrained(folder)
         return {"config": self.config_dict}
 
 
-def _read_tokenizer(folder: str, delimiters: Sequence[str]) -> Any:
-    if not Path(folder).is_dir():
-        raise ConfigError(f"tokenizer folder {folder} not found: give a folder with tokenizer.json")
+def _read_tokenizer(source: str, delimiters: Sequence[str]) -> tuple[Any, list[str]]:
+    """The tokenizer with all control tokens, and those of them that it lacked."""
+    folder = local_folder(source, weights=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL)
     except Exception as error:
-        raise ConfigError(f"{folder} holds no tokenizer: expected tokenizer.json and tokenizer_config.json") from error
-    if tokenizer.pad_token is None:
+        raise ConfigError(f"{source} holds no tokenizer: expected tokenizer.json and tokenizer_config.json") from error
+    if tokenizer.eos_token is None:
+        raise ConfigError(f"the tokenizer {source} has no EOS token, so no answer would end: set eos_token")
+    if tokenizer.bos_token is None:
+        tokenizer.bos_token = tokenizer.eos_token
+    before = tokenizer.get_vocab()
+    if tokenizer.pad_token_id in (None, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id):
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
-    known = tokenizer.get_vocab()
-    added = [token for token in delimiters if token not in known]
-    if added:
-        tokenizer.add_tokens(added, special_tokens=True)
-    return tokenizer
+    tokenizer.add_tokens(list(delimiters), special_tokens=True)
+    control = [tokenizer.eos_token, tokenizer.pad_token, *delimiters]
+    ids: Any = tokenizer.convert_tokens_to_ids(control)
+    if len(set(ids)) < len(ids):
+        raise ConfigError(
+            f"control tokens of {source} share an id: {dict(zip(control, ids, strict=True))}; give each one of its own"
+        )
+    return tokenizer, [token for token in control if token not in before]
 
 
 def _read_config(config: Mapping[str, Any] | str) -> Any:
     if isinstance(config, str):
+        folder = local_folder(config, weights=False)
         try:
-            return AutoConfig.from_pretrained(config, **_LOCAL)
+            return AutoConfig.from_pretrained(folder, **_LOCAL)
         except Exception as error:
             raise ConfigError(
                 f"{config} holds no transformers config ({in_one_line(error)}): give a folder with config.json"
@@ -144,6 +190,11 @@ def _read_config(config: Mapping[str, Any] | str) -> Any:
         return AutoConfig.for_model(sizes.pop("model_type"), **sizes)
     except Exception as error:  # nor for what may be wrong with a config
         raise ConfigError(f"llm config {dict(config)}: {in_one_line(error)}; {_WANTED}") from error
+
+
+def _facts(config: Any) -> dict[str, Any]:
+    settings = config.to_dict().items()
+    return {name: value for name, value in settings if _FACTS.search(name) and not _NO_FACTS.search(name)}
 
 
 def _build(config: Any) -> Any:

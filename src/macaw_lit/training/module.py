@@ -1,27 +1,38 @@
 """The LightningModule: loss, log, optimizer, schedule, and nothing about files or shapes."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from accelerate import init_empty_weights
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 
+from macaw_lit.errors import ConfigError
 from macaw_lit.model import Macaw
+from macaw_lit.training.adapt import adapt
 from macaw_lit.training.optim import cosine_with_warmup
-from macaw_lit.types import Batch
+from macaw_lit.training.strategies import FSDP2, check_optimizer, shard, whole_state
+from macaw_lit.types import Batch, Output
 
 
 class MacawModule(LightningModule):
-    """Trains all of a `Macaw` in one stage on the loss of the response's tokens (Eq. 6).
+    """Trains a `Macaw`, all of it unless told otherwise, in one stage on the loss of the response's tokens (Eq. 6).
 
     Args:
         config: sizes of the model, for `Macaw.from_config`.
         optimizer: model → optimizer.
         warmup_ratio: share of all steps in which the learning rate rises.
         pretrained: part → weights, for `Macaw.load_pretrained`.
+        adapt: part → how it is trained, for `training.adapt.adapt`.
+        loss_mean: what the loss is the mean of. `tokens`: all response tokens of an optimizer step, over ranks and
+            accumulated batches, so that the update does not depend on how rows are dealt out. `microbatches`: the
+            means of the batches, as the original has it, where a response weighs more among short ones.
+
+    Raises:
+        ConfigError: `loss_mean` is neither, or batches that do not know their step's tokens are accumulated.
     """
 
     def __init__(
@@ -30,19 +41,37 @@ class MacawModule(LightningModule):
         optimizer: Callable[[torch.nn.Module], Optimizer],
         warmup_ratio: float = 0.03,
         pretrained: Mapping[str, str | None] | None = None,
+        adapt: Mapping[str, Any] | None = None,
+        loss_mean: Literal["tokens", "microbatches"] = "tokens",
     ) -> None:
         super().__init__()
+        if loss_mean not in ("tokens", "microbatches"):
+            raise ConfigError(f"loss_mean={loss_mean}: expected tokens or microbatches")
+        self.loss_mean = loss_mean
         self.config = config
         self.pretrained = pretrained or {}
+        self.adapt = adapt or {}
         self.build_optimizer = optimizer
         self.warmup_ratio = warmup_ratio
         self._model: Macaw | None = None
+        self._whole: list[Macaw] = []  # in a list, or it would count as a part of this module
+        self._frozen: list[torch.nn.Module] = []
 
     def configure_model(self) -> None:
         """Build here and not in `__init__`, so that strategies that shard can do so at creation."""
         if self._model is None:
             self._model = Macaw.from_config(self.config)
             self._model.load_pretrained(self.pretrained)
+            self._frozen = adapt(self._model, self.adapt)
+            if self._trainer is not None and isinstance(self.trainer.strategy, FSDP2):
+                shard(self._model, self.trainer.strategy.device_mesh)
+
+    def train(self, mode: bool = True) -> "MacawModule":
+        """As ever, but a frozen part has nothing to learn from noise: no dropout there."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
 
     @property
     def model(self) -> Macaw:
@@ -51,21 +80,52 @@ class MacawModule(LightningModule):
         return self._model
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self._loss(batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.uids))
-        return loss
+        output = self.model(batch)
+        step_tokens = batch.step_tokens
+        if step_tokens is None:
+            step_tokens = self._tokens_of_one_batch(output)
+        own = torch.stack([output.nll.detach(), output.tokens, torch.as_tensor(step_tokens).to(output.tokens)])
+        nll, tokens, all_tokens = torch.as_tensor(self.all_gather(own)).reshape(-1, 3).sum(0)
+        self.log("train/loss", nll / tokens.clamp(min=1), prog_bar=True, batch_size=len(batch.uids))
+        if self.loss_mean == "microbatches":
+            return output.nll / output.tokens.clamp(min=1)
+        # Lightning divides by the batches of a step, and every strategy by its ranks.
+        shares = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return output.nll * (shares / all_tokens.clamp(min=1)).to(output.nll)
+
+    def _tokens_of_one_batch(self, output: Output) -> Tensor:
+        if self.trainer.accumulate_grad_batches > 1 and self.loss_mean == "tokens":
+            raise ConfigError(
+                f"accumulate_grad_batches={self.trainer.accumulate_grad_batches} with batches that do not say how many "
+                "response tokens their whole step has: take MacawDataModule, or loss_mean=microbatches"
+            )
+        assert output.tokens is not None
+        return output.tokens
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.log("val/loss", self._loss(batch), prog_bar=True, batch_size=len(batch.uids), sync_dist=True)
-
-    def _loss(self, batch: Batch) -> Tensor:
-        """Mean NLL over the response tokens of the micro-batch, over all ranks together."""
         output = self.model(batch)
-        # Strategies average gradients over ranks; a rank with more response tokens must weigh more.
-        tokens = torch.as_tensor(self.all_gather(output.tokens)).sum().clamp(min=1)
-        return output.nll * self.trainer.world_size / tokens
+        tokens = int(output.tokens)  # weighs the mean, over batches and ranks
+        self.log("val/loss", output.nll / max(1, tokens), prog_bar=True, batch_size=tokens, sync_dist=True)
+
+    def on_fit_end(self) -> None:
+        """Gather what the strategy has sharded, while its processes still talk to each other."""
+        state = whole_state(self.trainer.strategy, self.model)
+        if state is None or not self.trainer.is_global_zero:
+            return
+        with init_empty_weights(include_buffers=False):
+            whole = Macaw.from_config(self.config)
+            adapt(whole, self.adapt)
+        whole.load_state_dict(state, assign=True)
+        whole.config = self.model.config
+        self._whole = [whole]
+
+    @property
+    def trained(self) -> Macaw:
+        """The whole model after training, in the first process; the same as `model` where no strategy sharded it."""
+        return self._whole[0] if self._whole else self.model
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.build_optimizer(self.model)
+        check_optimizer(self.trainer.strategy, optimizer)
         schedule = cosine_with_warmup(optimizer, int(self.trainer.estimated_stepping_batches), self.warmup_ratio)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

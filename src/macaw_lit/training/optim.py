@@ -1,7 +1,7 @@
 """Optimizers and the learning-rate schedule."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,16 +9,23 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from macaw_lit.errors import ConfigError
+
 FULL_RATE_FAN_IN = 64  # convolutions of more inputs than this learn more slowly, in proportion
 
 
 def adamw(model: nn.Module, lr: float, weight_decay: float, betas: Sequence[float] = (0.9, 0.999)) -> Optimizer:
-    """AdamW on all trainable parameters; only matrices of hidden layers are decayed."""
+    """AdamW on all trainable parameters; only matrices of hidden layers are decayed.
+
+    Raises:
+        ConfigError: no parameter of the model is trainable.
+    """
     matrices, others = _split(model)
     groups = [
         {"params": [*matrices.values()], "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
+    _check_any(matrices, others)
     return AdamW([group for group in groups if group["params"]], lr=lr, betas=(betas[0], betas[1]))
 
 
@@ -32,6 +39,9 @@ class MuonAdamW(Optimizer):
 
     Args:
         lr, adamw_lr: peak learning rates of the two.
+
+    Raises:
+        ConfigError: no parameter of the model is trainable.
     """
 
     def __init__(
@@ -43,10 +53,14 @@ class MuonAdamW(Optimizer):
         betas: Sequence[float] = (0.9, 0.999),
     ) -> None:
         matrices, others = _split(model)
-        self.parts: list[Optimizer] = [
-            Muon([*matrices.items()], lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-            AdamW(_by_fan_in(others, model, adamw_lr), lr=adamw_lr, betas=(betas[0], betas[1]), weight_decay=0.0),
-        ]
+        _check_any(matrices, others)
+        self.parts: list[Optimizer] = []
+        if matrices:
+            muon = Muon([*matrices.items()], lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            self.parts.append(muon)
+        if others:
+            groups = _by_fan_in(others, model, adamw_lr)
+            self.parts.append(AdamW(groups, lr=adamw_lr, betas=(betas[0], betas[1]), weight_decay=0.0))
         super().__init__([{"params": [*matrices.values(), *others]}], {})
         self._share_groups()
 
@@ -97,6 +111,11 @@ def _split(model: nn.Module) -> tuple[dict[str, nn.Parameter], list[nn.Parameter
         else:
             others.append(parameter)
     return matrices, others
+
+
+def _check_any(matrices: Mapping[str, Tensor], others: Sequence[Tensor]) -> None:
+    if not matrices and not others:
+        raise ConfigError("no parameter of the model is trainable: set a part of model.adapt to full or lora")
 
 
 def _by_fan_in(parameters: Iterable[nn.Parameter], model: nn.Module, lr: float) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from macaw_lit.data.sources import alpaca
+from macaw_lit.data.sources import alpaca, files
+from macaw_lit.data.sources.rows import stop_at_first
 from macaw_lit.errors import DataError
 from macaw_lit.types import Rejection, Sample
 
@@ -108,10 +109,46 @@ def test_unreadable_files_say_where(tmp_path: Path, content: bytes, words: str) 
     assert "\n" not in message
 
 
-def test_a_bad_line_of_json_lines_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"instruction": "a", "output": "b"}\n\n{"instruction"\n')
-    with pytest.raises(DataError, match="line 3"):
-        list(alpaca.read(tmp_path / "a.jsonl"))
+def test_a_bad_line_of_json_lines_is_one_rejection(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"instruction": "a", "output": "b"}\n\n{"instruction"\n' + "[" * 100_000)
+    good, bad, deep = alpaca.read(tmp_path / "a.jsonl")
+    assert isinstance(good, Sample)
+    for row, line in ((bad, 3), (deep, 4)):
+        assert isinstance(row, Rejection)
+        assert (row.cause, row.locator) == ("not_json", f"{tmp_path / 'a.jsonl'}:{line}")
+
+
+def test_json_lines_are_known_without_their_suffix(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("\n".join(json.dumps(row) for row in ROWS))
+    assert [row.uid for row in alpaca.read(tmp_path / "a.json") if isinstance(row, Sample)][-1] == "alpaca/a/4"
+
+
+def test_text_is_composed_and_without_invisible_characters(tmp_path: Path) -> None:
+    row = {
+        "instruction": "\ufeffcafe\u0301\x00 \u200bau\tlait\n",
+        "input": "\x1b\u200b",
+        "output": "\u0915\u094d\u200d\u0937",
+    }
+    (sample,) = alpaca.read(write(tmp_path / "a.json", [row]))
+    assert isinstance(sample, Sample)
+    assert sample.turns[0].text == "caf\u00e9 au\tlait"
+    assert sample.turns[1].text == "\u0915\u094d\u200d\u0937"  # the joiner is part of the Hindi letter
+    assert sample.meta == {}
+
+
+def test_unpacked_data_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_BYTES", 10_000)
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(b" " * 10_001))
+    with pytest.raises(DataError, match="over 10000 bytes"):
+        list(alpaca.read(tmp_path / "a.json.gz"))
+
+
+def test_strict_reading_stops_at_the_first_rejection(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", [*ROWS, {"instruction": "x", "output": ""}, "y"])
+    assert len(list(stop_at_first(alpaca.read(write(tmp_path / "good.json", ROWS))))) == 5
+    with pytest.raises(DataError, match=r"a\.json\[5\]: empty_response") as caught:
+        list(stop_at_first(alpaca.read(path)))
+    assert "repair the row" in str(caught.value)
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:

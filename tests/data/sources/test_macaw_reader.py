@@ -113,7 +113,23 @@ def test_an_object_without_rows_is_refused(pictures: Path) -> None:
         list(macaw.read(pictures / "a.json", pictures, "image"))
 
 
-IDS = st.text(max_size=30) | st.sampled_from(["..", ".", "/", "a/../b", "\0", "x" * 400, PICTURE, "train2014", "²"])
+IDS = st.text(max_size=30) | st.sampled_from(
+    [
+        "..",
+        ".",
+        "/",
+        "a/../b",
+        "\0",
+        "x" * 400,
+        "x" * 400 + "/a",
+        "http://a/b",
+        "file:///",
+        "data:",
+        PICTURE,
+        "train2014",
+        "²",
+    ]
+)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -126,3 +142,57 @@ def test_any_name_is_found_or_rejected(pictures: Path, items: list[str], kind: A
             assert Path(entry.turns[0].media[0].path).is_file()
         else:
             assert entry.cause in CAUSES
+
+
+def test_absolute_names_and_addresses_under_a_root_are_found(pictures: Path) -> None:
+    wanted = pictures / "train2014" / PICTURE
+    rows = [row(str(wanted)), row(wanted.as_uri()), row(f"file://localhost{wanted}"), row("file:///etc/hosts")]
+    *found, outside = macaw.read(write(pictures, rows), pictures, "image")
+    assert [entry.turns[0].media[0].path for entry in found if isinstance(entry, Sample)] == [wanted] * 3
+    assert isinstance(outside, Rejection)
+    assert outside.cause == "media_outside"
+
+
+def test_another_suffix_of_the_same_kind_is_found(tmp_path: Path) -> None:
+    for name in ("AB12C.mkv", "AB12C.mp4.wav"):
+        (tmp_path / name).write_bytes(b"x")
+    (film,) = macaw.read(write(tmp_path, [row("AB12C.mp4")]), tmp_path, "video")
+    (sound,) = macaw.read(write(tmp_path, [row("AB12C.mp4")]), tmp_path, "audio")  # as the original extracts it
+    assert isinstance(film, Sample)
+    assert isinstance(sound, Sample)
+    assert film.turns[0].media == (MediaRef("video", tmp_path / "AB12C.mkv"),)
+    assert sound.turns[0].media == (MediaRef("audio", tmp_path / "AB12C.mp4.wav"),)
+
+
+def test_links_in_a_circle_hide_nothing_else(pictures: Path) -> None:
+    for folder in (pictures, pictures / "train2014"):
+        (folder / "loop").symlink_to(folder / "loop")
+        (folder / "nowhere").symlink_to(folder / "none")
+    rows = [row("loop/x.jpg"), row("loop"), row("nowhere"), row(PICTURE)]
+    *lost, found = macaw.read(write(pictures, rows), pictures, "image")
+    assert [entry.cause for entry in lost if isinstance(entry, Rejection)] == ["media_missing"] * 3
+    assert isinstance(found, Sample)
+
+
+def test_rows_that_name_their_media_by_kind(pictures: Path, clip: Callable[..., Path]) -> None:
+    """The layout of the original's inference files, in which the text "None" stands for none."""
+    film = clip(pictures / "v.mp4", [np.zeros((48, 64, 3), np.uint8)] * 4, sound=np.zeros(6400, np.float32))
+    (pictures / "s.wav").write_bytes(b"RIFF")
+    asked = {"instruction": "What?", "response": "That."}
+    rows = [
+        {"image": f"train2014/{PICTURE}", "video": "None", "audio": "None", **asked},
+        {"image": "None", "video": "v.mp4", "audio": None, **asked},
+        {"image": PICTURE, "video": "v.mp4", "audio": "s.wav", **asked},
+        {"image": "None", "video": "None", "audio": "None", **asked},
+        asked,
+        {"image": "none.jpg", **asked},
+    ]
+    found = list(macaw.read(write(pictures, rows), pictures))
+    picture = MediaRef("image", pictures / "train2014" / PICTURE)
+    assert [row.turns[0].media for row in found if isinstance(row, Sample)] == [
+        (picture,),
+        (MediaRef("video", film), MediaRef("audio", film)),
+        (picture, MediaRef("video", film), MediaRef("audio", pictures / "s.wav")),
+        (),
+    ]
+    assert [row.cause for row in found if isinstance(row, Rejection)] == ["missing_key", "media_missing"]

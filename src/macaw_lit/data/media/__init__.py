@@ -1,6 +1,7 @@
 """Files to pixels, frames and waveforms: limits before decoding, one typed error for whatever is wrong with a file."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,27 @@ from macaw_lit.data.media.audio import RATE, load_audio
 from macaw_lit.data.media.checks import CAUSES, DEFAULTS, Limits
 from macaw_lit.data.media.container import has_audio
 from macaw_lit.data.media.image import load_image
+from macaw_lit.data.media.memory import as_decoded, in_memory
+from macaw_lit.data.media.probe import ODDITIES, probe, thumbnail
 from macaw_lit.data.media.video import load_video
-from macaw_lit.types import MediaRef, Medium
+from macaw_lit.types import Decoded, MediaRef, Medium
 
-__all__ = ["CAUSES", "RATE", "Limits", "MediaCache", "has_audio", "load", "load_audio", "load_image", "load_video"]
+__all__ = [
+    "CAUSES",
+    "ODDITIES",
+    "RATE",
+    "Limits",
+    "MediaCache",
+    "has_audio",
+    "in_memory",
+    "load",
+    "load_audio",
+    "load_image",
+    "load_video",
+    "probe",
+    "thumbnail",
+    "with_sounds",
+]
 
 
 def load(path: Path | str, decoder: Medium, frames: int | None = None, limits: Limits = DEFAULTS) -> np.ndarray:
@@ -31,6 +49,12 @@ def load(path: Path | str, decoder: Medium, frames: int | None = None, limits: L
     return load_video(path, frames, limits=limits)
 
 
+def with_sounds(media: Sequence[MediaRef]) -> tuple[MediaRef, ...]:
+    """`media`, and behind them the sound of each video file that has one."""
+    films = [ref for ref in media if ref.kind == "video" and not isinstance(ref, Decoded)]
+    return (*media, *(MediaRef("audio", film.path) for film in films if has_audio(film.path)))
+
+
 class MediaCache:
     """Decoded media kept in memory, least recently used first out, for data sets that fit; one per worker.
 
@@ -47,7 +71,9 @@ class MediaCache:
         self._arrays: OrderedDict[tuple[str, Medium, int | None], np.ndarray] = OrderedDict()
 
     def load(self, ref: MediaRef, decoder: Medium, frames: int | None = None) -> np.ndarray:
-        """`load` of `ref.path`, from memory where it is there."""
+        """`load` of `ref.path`, from memory where it is there; a medium given in memory is checked and never kept."""
+        if isinstance(ref, Decoded):
+            return as_decoded(ref, decoder, frames, self.limits)
         key = (str(ref.path), decoder, frames)
         if key in self._arrays:
             self._arrays.move_to_end(key)

@@ -51,7 +51,7 @@ def _file_sound(path: Path | str, sound: soundfile.SoundFile, max_seconds: float
     if wanted * sound.channels > limits.audio_values:
         found = f"{wanted} samples of {sound.channels} channels"
         raise media_error("too_large", path, found, f"at most {limits.audio_values} values")
-    missing = _missing_riff_bytes(path)
+    missing = missing_riff_bytes(path)
     try:
         wave: np.ndarray = sound.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
     except soundfile.LibsndfileError as error:
@@ -61,7 +61,7 @@ def _file_sound(path: Path | str, sound: soundfile.SoundFile, max_seconds: float
     return wave
 
 
-def _missing_riff_bytes(path: Path | str) -> int:
+def missing_riff_bytes(path: Path | str) -> int:
     """Bytes a WAV header announces beyond the end of the file, which libsndfile passes over; 1 % is let pass."""
     with Path(path).open("rb") as file:
         head = file.read(12)

@@ -1,6 +1,8 @@
 """Pictures by Pillow."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,21 @@ def load_image(path: Path | str, limits: Limits = DEFAULTS) -> UInt8[np.ndarray,
     Raises:
         MediaError: missing, not_a_file, empty, unreadable, truncated or too_large.
     """
+    with open_picture(path, limits) as picture:
+        try:
+            picture.load()
+            return from_pillow(picture)
+        except Exception as error:
+            raise media_error("truncated", path, f"damaged picture ({error})", "a complete picture") from error
+
+
+@contextmanager
+def open_picture(path: Path | str, limits: Limits = DEFAULTS) -> Iterator[Image.Image]:
+    """A picture whose header was read and found within the limits, and nothing more.
+
+    Raises:
+        MediaError: as `load_image`, truncated for the header alone.
+    """
     check_file(path, limits.image_bytes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -33,16 +50,12 @@ def load_image(path: Path | str, limits: Limits = DEFAULTS) -> UInt8[np.ndarray,
             if width * height > limits.image_pixels:
                 found = f"{width}×{height} pixels"
                 raise media_error("too_large", path, found, f"at most {limits.image_pixels} pixels")
-            try:
-                picture.load()
-                upright = ImageOps.exif_transpose(picture)
-                return _rgb(upright)
-            except Exception as error:
-                raise media_error("truncated", path, f"damaged picture ({error})", "a complete picture") from error
+            yield picture
 
 
-def _rgb(picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """Any of Pillow's modes as uint8 [H,W,3]."""
+def from_pillow(picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture of any of Pillow's modes as uint8 [H,W,3], upright."""
+    picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip at 255
         grey = np.clip(np.asarray(picture, dtype=np.int64), 0, 65535) // 257
         picture = Image.fromarray(grey.astype(np.uint8))

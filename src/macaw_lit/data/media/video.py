@@ -27,9 +27,9 @@ def load_video(
         MediaError: missing, not_a_file, empty, unreadable, truncated, no_video, too_large or too_long.
     """
     with open_container(path, limits) as container:
-        stream = _video_stream(path, container, limits)
-        index = _scan(path, container, stream, limits)
-        chosen = _centres(index.stamps, frames)
+        stream = video_stream(path, container, limits)
+        index = scan(path, container, stream, limits)
+        chosen = centres(index.stamps, frames)
         turns = _quarter_turns(container, stream)
         if backend != "pyav" and not turns and not index.leading:
             try:
@@ -55,7 +55,7 @@ class _Index(NamedTuple):
     leading: bool
 
 
-def _video_stream(path: Path | str, container: Any, limits: Limits) -> Any:
+def video_stream(path: Path | str, container: Any, limits: Limits) -> Any:
     """The video stream of an open container, its header checked against the limits."""
     streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     if not streams:
@@ -72,7 +72,7 @@ def _video_stream(path: Path | str, container: Any, limits: Limits) -> Any:
     return stream
 
 
-def _scan(path: Path | str, container: Any, stream: Any, limits: Limits) -> _Index:
+def scan(path: Path | str, container: Any, stream: Any, limits: Limits) -> _Index:
     """The index of a stream from its packets; nothing is decoded."""
     stamps: list[int] = []
     keys: list[tuple[int, int]] = []
@@ -99,7 +99,7 @@ def _scan(path: Path | str, container: Any, stream: Any, limits: Limits) -> _Ind
     return _Index(times, np.array(sorted(keys) or [(times[0], times[0])], dtype=np.int64), leading)
 
 
-def _centres(stamps: np.ndarray, frames: int) -> np.ndarray:
+def centres(stamps: np.ndarray, frames: int) -> np.ndarray:
     """Indices of the frames on screen at the centres of equal intervals, exact in integers."""
     step = int(np.median(np.diff(stamps))) if len(stamps) > 1 else 1
     span = int(stamps[-1] - stamps[0]) + step

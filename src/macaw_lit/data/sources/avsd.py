@@ -4,13 +4,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from macaw_lit.data.sources.files import json_rows, read_json
+from macaw_lit.data.sources.files import read_json, rows_of
 from macaw_lit.data.sources.roots import MediaRoots, Roots
-from macaw_lit.data.sources.rows import RowError, convert, instruction_of, response_of, rest
+from macaw_lit.data.sources.rows import RowError, convert, instruction_of, response_of, rest, sample_row
 from macaw_lit.types import Rejection, Sample, Turn
 
 UNDISCLOSED = "__UNDISCLOSED__"
 """What test files hold in place of an answer."""
+
+
+def sniff(content: Any) -> dict[str, Any] | None:
+    """Nothing more is to be said of dialogues in either layout; None for other formats."""
+    if isinstance(content, dict) and "dialogs" not in content:
+        content = [row for row in content.values() if isinstance(row, dict)]
+        return {} if isinstance(sample_row(content).get("data"), list) else None
+    row = sample_row(content, "dialogs")
+    return {} if "image_id" in row and "dialog" in row else None
 
 
 def read(path: Path | str, media_root: Roots, source: str = "avsd") -> Iterator[Sample | Rejection]:
@@ -42,7 +51,7 @@ def read(path: Path | str, media_root: Roots, source: str = "avsd") -> Iterator[
 def _dialogues(path: Path | str) -> list[tuple[str, Any]]:
     content = read_json(path)
     if not isinstance(content, dict) or "dialogs" in content:
-        return json_rows(path, "dialogs")
+        return rows_of(path, content, "dialogs")
     rows = content.items()
     return [(f"{path}[{key!r}]", {"image_id": key, **row} if isinstance(row, dict) else row) for key, row in rows]
 

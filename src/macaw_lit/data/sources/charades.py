@@ -6,10 +6,15 @@ from typing import Any
 
 from macaw_lit.data.sources.files import csv_rows
 from macaw_lit.data.sources.roots import MediaRoots, Roots
-from macaw_lit.data.sources.rows import RowError, convert, instruction_of, rest
+from macaw_lit.data.sources.rows import RowError, clean, convert, instruction_of, rest, sample_row
 from macaw_lit.types import Rejection, Sample, Turn
 
 INSTRUCTIONS = ("Describe the video.", "What happens in the video?", "Write a caption for this video.")
+
+
+def sniff(content: Any) -> dict[str, Any] | None:
+    """Nothing more is to be said of rows with Charades' columns; None for other formats."""
+    return {} if sample_row(content).keys() >= {"id", "descriptions", "script"} else None
 
 
 def read(
@@ -24,8 +29,8 @@ def read(
 
     def descriptions() -> Iterator[tuple[str, Any]]:
         for line, (locator, row) in enumerate(csv_rows(path, ("id", "descriptions"))):
-            texts = [" ".join(part.split()) for part in (row["descriptions"] or "").split(";")]
-            texts = list(dict.fromkeys(filter(None, texts))) or [" ".join((row.get("script") or "").split())]
+            texts = [_line(part) for part in (row["descriptions"] or "").split(";")]
+            texts = list(dict.fromkeys(filter(None, texts))) or [_line(row.get("script") or "")]
             yield from ((locator, (f"{line}.{part}", text, row)) for part, text in enumerate(texts))
 
     def build(number: int, entry: Any) -> Sample:
@@ -40,3 +45,7 @@ def read(
         return Sample(turns, f"{source}/{item}/{place}", source, rest(row, "descriptions"))
 
     yield from convert(descriptions(), build)
+
+
+def _line(text: str) -> str:
+    return " ".join(clean(text).split())

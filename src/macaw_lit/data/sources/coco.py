@@ -4,15 +4,23 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from macaw_lit.data.sources.files import json_rows
-from macaw_lit.data.sources.roots import MediaRoots, Roots
-from macaw_lit.data.sources.rows import RowError, convert, field, response_of, rest
+from macaw_lit.data.sources.files import read_json, rows_of
+from macaw_lit.data.sources.roots import MediaRoots, Roots, kind_of
+from macaw_lit.data.sources.rows import RowError, convert, field, response_of, rest, sample_row
 from macaw_lit.types import Rejection, Sample, Turn
 
 INSTRUCTIONS = {
     "image": ("Describe the picture.", "What does the picture show?", "Write a caption for this picture."),
     "audio": ("Describe the sound.", "What can be heard?", "Write a caption for this sound."),
 }
+
+
+def sniff(content: Any) -> dict[str, Any] | None:
+    """What `read` needs to be told of a file of captions; None for other formats."""
+    picture = sample_row(content, "images")
+    if isinstance(content, list) or "file_name" not in picture or "caption" not in sample_row(content, "annotations"):
+        return None
+    return {"kind": "audio" if kind_of(picture["file_name"]) == "audio" else "image"}
 
 
 def read(
@@ -34,7 +42,8 @@ def read(
     roots = MediaRoots(media_root)
     source = source or ("coco" if kind == "image" else f"coco_{kind}")
     phrasings = instructions or INSTRUCTIONS[kind]
-    names = {row.get("id"): row for _, row in json_rows(path, "images") if isinstance(row, dict)}
+    content = read_json(path)
+    names = {row.get("id"): row for _, row in rows_of(path, content, "images") if _is_named(row)}
     seen: set[tuple[Any, str]] = set()
 
     def build(number: int, row: Any) -> Sample:
@@ -49,4 +58,8 @@ def read(
         turns = (Turn("user", phrasings[number % len(phrasings)], media), Turn("assistant", caption))
         return Sample(turns, f"{source}/{item}/{number}", source, rest(row, "caption"))
 
-    yield from convert(json_rows(path, "annotations"), build)
+    yield from convert(rows_of(path, content, "annotations"), build)
+
+
+def _is_named(row: Any) -> bool:
+    return isinstance(row, dict) and isinstance(row.get("id"), int | str)

@@ -1,4 +1,4 @@
-"""Macaw-LLM's released instruction data: rows of `id`, `instruction` and `response` on one medium each."""
+"""Macaw-LLM's instruction data: rows of `instruction` and `response` on the medium `id`, or on media named by kind."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,23 +6,35 @@ from typing import Any, Literal
 
 from macaw_lit.data.sources.dialogues import join
 from macaw_lit.data.sources.files import json_rows
-from macaw_lit.data.sources.roots import MediaRoots, Roots
-from macaw_lit.data.sources.rows import convert, field, instruction_of, response_of, rest
-from macaw_lit.types import Rejection, Sample, Turn
+from macaw_lit.data.sources.roots import MediaRoots, Roots, kind_of
+from macaw_lit.data.sources.rows import RowError, convert, field, instruction_of, response_of, rest, sample_row
+from macaw_lit.types import MediaRef, Rejection, Sample, Turn
+
+KINDS = ("image", "video", "audio")
+
+
+def sniff(content: Any) -> dict[str, Any] | None:
+    """The kind of the rows' media, by the first `id`; None for other formats."""
+    row = sample_row(content, "data")
+    if not row.keys() >= {"instruction", "response"} or not row.keys() & {"id", *KINDS}:
+        return None
+    item = str(row.get("id", ""))
+    return {"kind": "image" if item.startswith("COCO_") else kind_of(item) or "video"}
 
 
 def read(
     path: Path | str,
     media_root: Roots,
-    kind: Literal["image", "video", "audio"],
+    kind: Literal["image", "video", "audio"] = "image",
     source: str | None = None,
     turns: int = 1,
 ) -> Iterator[Sample | Rejection]:
     """Rows of `{"data": […]}` or of a bare list, in file order.
 
-    `id` names the medium: a file name, a bare video id, or a COCO name of another release. A video's sound comes along
-    where it has one. `source` is `macaw_<kind>` unless given. With `turns` above 1, rows on one medium become dialogues
-    of at most that many questions.
+    `id` names the medium of `kind`: a file name, a bare video id, or a COCO name of another release. A row without `id`
+    names its media under `image`, `video` and `audio`, as the original's inference files do; there the text "None"
+    stands for none. A video's sound comes along where it has one and the row names no other. `source` is `macaw_<kind>`
+    unless given. With `turns` above 1, rows on one medium become dialogues of at most that many questions.
 
     Raises:
         DataError: the file cannot be read, is not JSON or of another layout; `media_root` is no folder.
@@ -31,10 +43,25 @@ def read(
     source = source or f"macaw_{kind}"
 
     def build(number: int, row: Any) -> Sample:
-        item = field(row, "id")
         instruction, response = instruction_of(row, "instruction"), response_of(row, "response")
-        turns = (Turn("user", instruction, roots.refs(kind, item)), Turn("assistant", response))
+        if row.get("id") is None:
+            item, media = _named(row, roots)
+        else:
+            item = field(row, "id")
+            media = roots.refs(kind, item)
+        turns = (Turn("user", instruction, media), Turn("assistant", response))
         return Sample(turns, f"{source}/{item}/{number}", source, rest(row, "instruction", "response"))
 
     rows = convert(json_rows(path, "data"), build)
     yield from rows if turns == 1 else join(rows, turns)
+
+
+def _named(row: Any, roots: MediaRoots) -> tuple[str, tuple[MediaRef, ...]]:
+    """The first name and the media of a row that names them by kind."""
+    names = {kind: field(row, kind) for kind in KINDS if row.get(kind) not in (None, "", "None")}
+    if not names and not any(kind in row for kind in KINDS):
+        raise RowError("missing_key", "no 'id', and no 'image', 'video' or 'audio'")
+    media = [ref for kind, name in names.items() for ref in roots.refs(kind, name)]
+    if "audio" in names and "video" in names:
+        media = [ref for ref in media if ref.kind != "audio"] + media[-1:]
+    return next(iter(names.values()), "text"), tuple(media)

@@ -1,21 +1,35 @@
 """Rows into samples: the fields a reader asks for, and the causes a row is rejected for."""
 
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from macaw_lit.errors import DataError
 from macaw_lit.types import Rejection, Sample
 
 CAUSES = (
+    "not_json",
     "not_an_object",
     "missing_key",
     "empty_instruction",
     "empty_response",
     "undisclosed",
     "duplicate",
+    "unknown_role",
+    "unknown_part",
+    "turn_order",
+    "media_count",
     "media_missing",
     "media_outside",
+    "media_remote",
+    "media_embedded",
 )
 """Every cause a reader rejects a row for."""
+
+
+INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u2060\ufeff]")
+"""Control characters, zero-width spaces and byte order marks; not joiners, which scripts need."""
 
 
 class RowError(Exception):
@@ -27,12 +41,35 @@ class RowError(Exception):
 
 
 def convert(rows: Iterable[tuple[str, Any]], build: Callable[[int, Any], Sample]) -> Iterator[Sample | Rejection]:
-    """Builds a sample of every `(locator, row)`; `build` gets the row's number from 0 and may raise `RowError`."""
+    """Builds a sample of every `(locator, row)`; `build` gets the row's number from 0 and may raise `RowError`.
+
+    A row that is a `RowError` already was not even JSON.
+    """
     for number, (locator, row) in enumerate(rows):
         try:
+            if isinstance(row, RowError):
+                raise row
             yield build(number, row)
         except RowError as error:
             yield Rejection(error.cause, locator, str(error))
+
+
+def stop_at_first(rows: Iterable[Sample | Rejection]) -> Iterator[Sample]:
+    """The samples of a reader that must not reject anything.
+
+    Raises:
+        DataError: at the first rejection, with its place and cause.
+    """
+    for row in rows:
+        if isinstance(row, Rejection):
+            raise DataError(f"{row.locator}: {row.cause}: {row.detail}; repair the row, or count such rows instead")
+        yield row
+
+
+def sample_row(content: Any, key: str | None = None) -> Mapping[str, Any]:
+    """The first object among the rows of a parsed file, by which a reader knows its format; empty if there is none."""
+    rows = content.get(key) if key is not None and isinstance(content, Mapping) else content
+    return next((row for row in rows if isinstance(row, Mapping)), {}) if isinstance(rows, list) else {}
 
 
 def field(row: Any, *names: str) -> str:
@@ -53,16 +90,22 @@ def field(row: Any, *names: str) -> str:
 
 
 def instruction_of(row: Any, *names: str) -> str:
-    """`field` that must not be empty: cause `empty_instruction`."""
+    """`field` as `clean` has it, which must not be empty: cause `empty_instruction`."""
     return _filled(field(row, *names), "empty_instruction", names)
 
 
 def response_of(row: Any, *names: str) -> str:
-    """`field` that must not be empty: cause `empty_response`."""
+    """`field` as `clean` has it, which must not be empty: cause `empty_response`."""
     return _filled(field(row, *names), "empty_response", names)
 
 
+def clean(text: str) -> str:
+    """Text in Unicode's composed form (NFC), without invisible characters and white space around it."""
+    return unicodedata.normalize("NFC", INVISIBLE.sub("", text)).strip()
+
+
 def _filled(text: str, cause: str, names: Sequence[str]) -> str:
+    text = clean(text)
     if not text:
         raise RowError(cause, f"{names[0]!r} is empty")
     return text

@@ -1,0 +1,1 @@
+"""Checkpoints of the original Macaw-LLM: which version, which names, which sizes, and what of it is of no use."""
