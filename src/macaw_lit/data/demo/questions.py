@@ -89,7 +89,6 @@ TYPES: dict[str, QuestionType] = {
     "image.position": _kind(
         "image", False, 1 / len(PLACES), "Where is the {} object?", "In which corner is the {} object?"
     ),
-    "image.exists": _kind("image", False, 1 / 2, "Is there a {}?", "Does the picture show a {}?"),
     "video.first": _kind(
         "video",
         True,
@@ -193,17 +192,12 @@ def picture_questions(rng: random.Random, picture: Picture) -> list[Question]:
         found.append(ask(rng, "image.color", thing.colour, f"The object is {thing.colour}."))
         found.append(ask(rng, "image.shape", thing.shape, f"The object is a {thing.shape}."))
     shapes = Counter(thing.shape for thing in picture.things)
-    names = {f"{thing.colour} {thing.shape}" for thing in picture.things}
     for thing in picture.things:
         about = f"{thing.colour} object"
         found.append(ask(rng, "image.shape_of", thing.shape, f"The {about} is a {thing.shape}.", thing.colour))
         found.append(ask(rng, "image.position", thing.place, f"The {about} is at the {thing.place}.", thing.colour))
         if shapes[thing.shape] == 1:
             found.append(ask(rng, "image.color_of", thing.colour, f"The {thing.shape} is {thing.colour}.", thing.shape))
-        found.append(ask(rng, "image.exists", "yes", "Yes, there is.", f"{thing.colour} {thing.shape}"))
-        wrong = (rng.choice([thing.colour, *COLOURS]), rng.choice([thing.shape, *SHAPES]))
-        if " ".join(wrong) not in names:
-            found.append(ask(rng, "image.exists", "no", "No, there is none.", " ".join(wrong)))
     return found
 
 

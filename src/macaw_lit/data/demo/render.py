@@ -22,7 +22,7 @@ from macaw_lit.data.demo.sound import write_sound
 from macaw_lit.data.demo.tokenizer import train_tokenizer
 from macaw_lit.errors import ConfigError
 
-VERSION = 6
+VERSION = 7
 """Raised whenever the same settings give other files, so that an old world is not taken for a new one."""
 
 Job = tuple[Callable[[Path, Any], None], Path, Any]
