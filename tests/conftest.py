@@ -66,7 +66,7 @@ def write_clip(
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def clip() -> Callable[..., Path]:
     return write_clip
 

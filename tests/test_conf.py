@@ -74,8 +74,22 @@ def test_files_of_groups_are_lowercase_yaml():
     assert all(path.suffix == ".yaml" and path.name == path.name.lower() for path in files)
 
 
+def test_the_paper_s_run_has_the_paper_s_values():
+    cfg = composed("train", "experiment=macaw_7b")
+    trainer, data = cfg.trainer, cfg.data
+    assert (trainer.devices, data.batch_size, trainer.accumulate_grad_batches, trainer.max_epochs) == (8, 4, 3, 5)
+    assert (cfg.optim.lr, cfg.warmup_ratio, data.preprocessor.max_length, trainer.precision) == (
+        3e-5,
+        0.03,
+        512,
+        "16-mixed",
+    )
+    assert [source.count for source in data.train.values()] == [50_000] * 3
+    assert (trainer.strategy._target_, trainer.strategy.stage) == ("macaw_lit.training.strategies.ZeRO", 3)
+
+
 def test_the_sampler_deals_to_ranks_itself():
-    for option in ("default", "cpu", "gpu", "ddp"):
+    for option in sorted(path.stem for path in (conf_dir() / "trainer").glob("*.yaml")):
         assert composed("train", f"trainer={option}").trainer.use_distributed_sampler is False
 
 

@@ -18,7 +18,7 @@ OVER_BUDGET = 3
 """Exit code of a run that ended because a limit of the budget was reached."""
 
 
-@command("generate", text=("model",), paths=("path", "media_root", "target", "sheet", "batch"))
+@command("generate", text=("model.name", "source.name"), paths=("path", "media_root", "target", "sheet", "batch"))
 def main(cfg: DictConfig) -> None:
     """Do what `cfg.action` says and print what came of it."""
     if cfg.action not in ACTIONS:
@@ -61,12 +61,12 @@ def _project(settings: dict[str, Any]) -> "Project":
     path = Path(settings["path"])
     root = path.parent if settings["media_root"] is None else settings["media_root"]
     choice = {name: settings[name] for name in ("kind", "media", "seed", "strict")}
-    records, rejected = Captions(settings["source"], path, root, **choice).read()
+    records, rejected = Captions(settings["source"]["name"], path, root, **choice).read()
     if rejected:
         told = ", ".join(f"{count} {cause}" for cause, count in rejected.most_common())
         print(f"{path}: rejected {told}", file=sys.stderr)
     template = Template(**{**settings["template"], "types": tuple(settings["template"]["types"])})
-    model = settings["model"] if settings["backend"] == "chat" else "template"
+    model = settings["model"]["name"] if settings["backend"] == "chat" else "template"
     asking = Asking(template, model, settings["max_tokens"], settings["temperature"], settings["seed"])
     price = Price(*(each or 0.0 for each in prices))
     project = Project.of(Path(settings["target"]), records, asking, Budget(**settings["budget"]), price)
@@ -92,7 +92,7 @@ def _run(settings: dict[str, Any], project: "Project") -> str | None:
     else:
         from macaw_lit.generation.chat import ChatBackend
 
-        backend = ChatBackend(settings["model"], **settings["api"], timeout=settings["limits"]["timeout"])
+        backend = ChatBackend(settings["model"]["name"], **settings["api"], timeout=settings["limits"]["timeout"])
     console = Console(file=sys.stderr)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("media", total=len(project.jobs))

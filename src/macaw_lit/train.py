@@ -54,7 +54,7 @@ def main(cfg: DictConfig) -> None:
     _fit(trainer, module, datamodule, cfg.ckpt_path)
     if trainer.is_global_zero:
         if not cfg.trainer.fast_dev_run:
-            _keep(cfg, folder, module.model, datamodule)
+            _keep(cfg, folder, module.trained, datamodule)
         print(folder)
 
 

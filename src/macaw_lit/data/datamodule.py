@@ -135,10 +135,8 @@ class MacawDataModule(LightningDataModule):
         mixture = MixtureSampler(lengths, counts, self.seed, self.repeat, *self._rank())
         if not self.trainer:
             return self._loader("train", mixture)
-        self._sampler = _TrainedMixture(mixture, self.trainer, self.batch_size)
-        if self._resume:
-            self._check_resume(self._resume, mixture)
-            mixture.epoch, mixture.position = self._resume["epoch"], self._resume["position"]
+        self._sampler = _TrainedMixture(mixture, self.trainer, self.batch_size, self._resume_place)
+        self._resume_place()  # refuses other data before training begins, where the checkpoint has been read by now
         return self._loader("train", self._sampler, partial(StepLoader, batches_of_step=self._sampler.batches_of_step))
 
     def val_dataloader(self) -> DataLoader[Example] | list[Any]:
@@ -173,13 +171,17 @@ class MacawDataModule(LightningDataModule):
         """Lets the next training loader go on where the state was saved."""
         self._resume = state_dict or None
 
-    def _check_resume(self, state: dict[str, int], sampler: MixtureSampler) -> None:
-        before, now = (state["seed"], state["total"]), (self.seed, sampler.total)
+    def _resume_place(self) -> tuple[int, int] | None:
+        """Epoch and position of the checkpoint that training goes on from, if there is one."""
+        if self._resume is None or self._sampler is None:
+            return None
+        before, now = (self._resume["seed"], self._resume["total"]), (self.seed, self._sampler.mixture.total)
         if before != now:
             raise ConfigError(
                 f"the checkpoint was made with seed and rows per epoch {before}, the data now has {now}; "
                 f"restore them, or start anew from the model folder"
             )
+        return self._resume["epoch"], self._resume["position"]
 
 
 class _TrainedMixture(Sampler[Draw]):
@@ -187,12 +189,24 @@ class _TrainedMixture(Sampler[Draw]):
 
     Lightning's own count of epochs is no guide: it runs ahead when `max_steps` ends a run within an epoch, and when a
     run without `max_epochs` resumes at the end of one.
+
+    Args:
+        resume: epoch and position to begin at, or None; asked when training begins, because loaders may be made before
+            Lightning reads its checkpoint, to count steps.
     """
 
-    def __init__(self, mixture: MixtureSampler, trainer: Trainer, batch_size: int) -> None:
+    def __init__(
+        self,
+        mixture: MixtureSampler,
+        trainer: Trainer,
+        batch_size: int,
+        resume: Callable[[], tuple[int, int] | None],
+    ) -> None:
         self.mixture = mixture
         self.trainer = trainer
         self.step = batch_size * mixture.world  # positions of a batch over all ranks
+        self.resume = resume
+        self.begun = False
         self.before = self._processed()
         mixture.set_epoch(trainer.fit_loop.epoch_progress.state_dict()["current"]["processed"])
 
@@ -204,7 +218,11 @@ class _TrainedMixture(Sampler[Draw]):
 
     def set_epoch(self, epoch: int) -> None:
         processed = self._processed()
-        if processed > self.before:
+        if not self.begun:
+            self.begun = True
+            if place := self.resume():
+                self.mixture.epoch, self.mixture.position = place
+        elif processed > self.before:
             self.mixture.set_epoch(self.mixture.epoch + 1)
         self.before = processed
 
@@ -216,7 +234,7 @@ class _TrainedMixture(Sampler[Draw]):
         return self.mixture.epoch, position
 
     def batches_of_step(self) -> int:
-        """Batches from the trainer's next one to the end of its optimizer step, which the end of an epoch may cut short."""
+        """Batches from the trainer's next one to the end of its optimizer step, or of the epoch."""
         ready, steps = self.trainer.fit_loop.epoch_loop.batch_idx + 1, self.trainer.accumulate_grad_batches
         return max(1, min(steps - ready % steps, int(self.trainer.num_training_batches) - ready))
 

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
+from torch import distributed
 from torch.optim import Optimizer
 
 from macaw_lit.errors import ConfigError
@@ -22,13 +23,15 @@ from macaw_lit.types import Batch
 class Ledger(Callback):
     """Counts what happened to every sample that training touched: seen = used + skipped, exactly, by cause.
 
-    Written to `ledger.json` in the run folder when training ends, and restored with a checkpoint.
+    Written to `ledger.json` in the run folder when training ends, and restored with a checkpoint. Each process counts
+    its own; `state_dict` adds all up, and so must be called in all of them, as the Trainer does when it saves.
     """
 
     def __init__(self) -> None:
         self.used = 0
         self.truncated = 0
         self.skipped: Counter[str] = Counter()
+        self._before: dict[str, Any] = {"used": 0, "truncated": 0, "skipped": {}}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -38,22 +41,32 @@ class Ledger(Callback):
         self.skipped.update(rejection.cause for rejection in batch.skipped)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        state = self.state_dict()
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / "ledger.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(self.state_dict(), indent=2) + "\n", encoding="utf-8")
+            path.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "seen": self.used + self.skipped.total(),
-            "used": self.used,
-            "truncated": self.truncated,
-            "skipped": dict(self.skipped),
-        }
+        """Counts of all processes, and of what a run that this one continues had counted."""
+        own = {"used": self.used, "truncated": self.truncated, "skipped": dict(self.skipped)}
+        counts = [self._before, *_from_all_processes(own)]
+        skipped: Counter[str] = Counter()
+        for count in counts:
+            skipped.update(count["skipped"])
+        used, truncated = (sum(count[name] for count in counts) for name in ("used", "truncated"))
+        return {"seen": used + skipped.total(), "used": used, "truncated": truncated, "skipped": dict(skipped)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.used, self.truncated = state_dict["used"], state_dict["truncated"]
-        self.skipped = Counter(state_dict["skipped"])
+        self._before = state_dict
+
+
+def _from_all_processes(value: dict[str, Any]) -> list[dict[str, Any]]:
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    gathered = [value] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, value)
+    return gathered
 
 
 class PrintWeights(Callback):

@@ -1,7 +1,7 @@
 """The LightningModule: loss, log, optimizer, schedule, and nothing about files or shapes."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -14,7 +14,7 @@ from macaw_lit.errors import ConfigError
 from macaw_lit.model import Macaw
 from macaw_lit.training.adapt import adapt
 from macaw_lit.training.optim import cosine_with_warmup
-from macaw_lit.training.strategies import FSDP2, check_optimizer, shard, whole_state
+from macaw_lit.training.strategies import check_optimizer, prepare, whole_state
 from macaw_lit.types import Batch, Output
 
 
@@ -42,7 +42,7 @@ class MacawModule(LightningModule):
         warmup_ratio: float = 0.03,
         pretrained: Mapping[str, str | None] | None = None,
         adapt: Mapping[str, Any] | None = None,
-        loss_mean: Literal["tokens", "microbatches"] = "tokens",
+        loss_mean: str = "tokens",
     ) -> None:
         super().__init__()
         if loss_mean not in ("tokens", "microbatches"):
@@ -63,8 +63,8 @@ class MacawModule(LightningModule):
             self._model = Macaw.from_config(self.config)
             self._model.load_pretrained(self.pretrained)
             self._frozen = adapt(self._model, self.adapt)
-            if self._trainer is not None and isinstance(self.trainer.strategy, FSDP2):
-                shard(self._model, self.trainer.strategy.device_mesh)
+            if self._trainer is not None:
+                prepare(self.trainer.strategy, self._model)
 
     def train(self, mode: bool = True) -> "MacawModule":
         """As ever, but a frozen part has nothing to learn from noise: no dropout there."""
@@ -81,10 +81,8 @@ class MacawModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         output = self.model(batch)
-        step_tokens = batch.step_tokens
-        if step_tokens is None:
-            step_tokens = self._tokens_of_one_batch(output)
-        own = torch.stack([output.nll.detach(), output.tokens, torch.as_tensor(step_tokens).to(output.tokens)])
+        step_tokens = self._one_batch(output) if batch.step_tokens is None else batch.step_tokens
+        own = torch.stack([output.nll.detach(), output.tokens, output.tokens.new_tensor(step_tokens)])
         nll, tokens, all_tokens = torch.as_tensor(self.all_gather(own)).reshape(-1, 3).sum(0)
         self.log("train/loss", nll / tokens.clamp(min=1), prog_bar=True, batch_size=len(batch.uids))
         if self.loss_mean == "microbatches":
@@ -93,14 +91,14 @@ class MacawModule(LightningModule):
         shares = self.trainer.accumulate_grad_batches * self.trainer.world_size
         return output.nll * (shares / all_tokens.clamp(min=1)).to(output.nll)
 
-    def _tokens_of_one_batch(self, output: Output) -> Tensor:
+    def _one_batch(self, output: Output) -> int:
         if self.trainer.accumulate_grad_batches > 1 and self.loss_mean == "tokens":
             raise ConfigError(
                 f"accumulate_grad_batches={self.trainer.accumulate_grad_batches} with batches that do not say how many "
                 "response tokens their whole step has: take MacawDataModule, or loss_mean=microbatches"
             )
         assert output.tokens is not None
-        return output.tokens
+        return int(output.tokens)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         output = self.model(batch)
@@ -115,7 +113,8 @@ class MacawModule(LightningModule):
         with init_empty_weights(include_buffers=False):
             whole = Macaw.from_config(self.config)
             adapt(whole, self.adapt)
-        whole.load_state_dict(state, assign=True)
+        shapes = {name: tensor.shape for name, tensor in whole.state_dict().items()}
+        whole.load_state_dict({name: tensor.reshape(shapes[name]) for name, tensor in state.items()}, assign=True)
         whole.config = self.model.config
         self._whole = [whole]
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -32,7 +31,7 @@ class ZeRO(DeepSpeedStrategy):
     """
 
     def __init__(self, stage: int = 2, **settings: Any) -> None:
-        super().__init__(stage=stage, **settings)
+        super().__init__(stage=stage, logging_batch_size_per_gpu=1, **settings)  # or it reads the data to find out
         assert isinstance(self.config, dict)
         self.config["zero_force_ds_cpu_optimizer"] = False
 
@@ -52,6 +51,10 @@ class ZeRO(DeepSpeedStrategy):
     @contextmanager
     def model_sharded_context(self) -> Iterator[None]:
         yield
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        yield  # gradients that are dealt out cannot wait for the last batch
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         assert self.lightning_module is not None
@@ -74,8 +77,18 @@ class FSDP2(ModelParallelStrategy):
         super().setup_environment()
 
 
-def shard(model: Macaw, mesh: DeviceMesh) -> None:
-    """Shard in place: each block of the language model, each encoder, and all else with the model itself.
+def prepare(strategy: Strategy, model: Macaw) -> None:
+    """Make a newly built model fit for a strategy that shards it; any other is left as it is."""
+    if isinstance(strategy, ZeRO | FSDP2):
+        for parameter in model.parameters():
+            if parameter.ndim == 0:  # neither can deal out a scalar
+                parameter.data = parameter.data.reshape(1)
+    if isinstance(strategy, FSDP2):
+        _shard(model, strategy.device_mesh)
+
+
+def _shard(model: Macaw, mesh: DeviceMesh) -> None:
+    """Shard each block of the language model, each encoder, and all else with the model itself.
 
     Aligners read the embedding table, so both stay with the whole, which is gathered through all of a forward pass.
     """
@@ -85,25 +98,22 @@ def shard(model: Macaw, mesh: DeviceMesh) -> None:
 
 
 def whole_state(strategy: Strategy, model: nn.Module) -> dict[str, Tensor] | None:
-    """All weights of a sharded model in main memory, in the first process; None where nothing is sharded.
+    """All weights in main memory, in the first process; None if the strategy is none that `prepare` knows.
 
-    Every process must call it.
+    Every process must call it before training is torn down. Scalars have one dimension, as `prepare` left them.
     """
+    if not isinstance(strategy, ZeRO | FSDP2):
+        return None
+    state = model.state_dict()
     if isinstance(strategy, ZeRO) and strategy.zero_stage_3:
         import deepspeed  # takes seconds, and is an extra
 
-        state = {name: buffer.detach().cpu() for name, buffer in model.state_dict().items()}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             with deepspeed.zero.GatheredParameters([parameter]):
                 if strategy.is_global_zero:
-                    state[name] = parameter.detach().cpu().clone()
-        return state
-    if isinstance(strategy, FSDP2):
-        return {
-            name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
-            for name, tensor in model.state_dict().items()
-        }
-    return None
+                    state[name] = parameter.detach().to("cpu", copy=True)
+    whole = {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in state.items()}
+    return {name: tensor.to("cpu", copy=True) for name, tensor in whole.items()}  # some are pieces of one buffer
 
 
 def check_optimizer(strategy: Strategy, optimizer: object) -> None:

@@ -4,12 +4,15 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from PIL import Image
+
+from macaw_lit.data.doctor.examine import Medium
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
 CAUSES = {
@@ -63,16 +66,14 @@ KINDS = {"jpg": "image", "png": "image", "gif": "image", "mp4": "video", "wav": 
 
 @dataclass(frozen=True)
 class Zoo:
-    """The folder of the media."""
+    """The folder of the media, and what is to be found in each."""
 
     root: Path
+    causes: dict[str, str]
+    odd: dict[str, tuple[str, ...]]
 
-    def path(self, name: str) -> str:
-        return str(self.root / name)
-
-
-def kind(name: str) -> str:
-    return KINDS[name.rpartition(".")[2]]
+    def medium(self, name: str) -> Medium:
+        return Medium(KINDS[name.rpartition(".")[2]], str(self.root / name))
 
 
 def _pictures(root: Path) -> None:
@@ -96,10 +97,12 @@ def _pictures(root: Path) -> None:
         file.write(b"\0" * 500)  # some cameras write more behind the end
     (root / "folder.jpg").mkdir()
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    chunk = b"IHDR" + header
-    (root / "bomb.png").write_bytes(
-        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + b"IEND"
-    )
+    chunks = _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(bytes(100))) + _chunk(b"IEND", b"")
+    (root / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 def _films(root: Path, clip: Callable[..., Path]) -> None:
@@ -114,14 +117,7 @@ def _films(root: Path, clip: Callable[..., Path]) -> None:
     (root / "cut.mp4").write_bytes(data[: len(data) // 2])
     soundfile.write(root / "flac.flac", tone, 16_000)
     (root / "flac.flac").rename(root / "sound.mp4")
-    (root / "long.mp4").write_bytes(_lengthened(data))
-
-
-def _lengthened(data: bytes) -> bytes:
-    """An MP4 whose stream headers claim a year; FFmpeg takes the length of a stream from `mdhd`."""
-    start = data.index(b"mdhd")
-    scale = int.from_bytes(data[start + 16 : start + 20], "big")
-    return data[: start + 20] + struct.pack(">I", min(scale * 4000, 2**32 - 1)) + data[start + 24 :]
+    clip(root / "long.mp4", frames, fps=Fraction(1, 100))  # twenty minutes
 
 
 def _sounds(root: Path) -> None:
@@ -142,15 +138,13 @@ def _sounds(root: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
-    from conftest import write_clip
-
+def zoo(tmp_path_factory: pytest.TempPathFactory, clip: Callable[..., Path]) -> Zoo:
     root = tmp_path_factory.mktemp("zoo")
     _pictures(root)
-    _films(root, write_clip)
+    _films(root, clip)
     _sounds(root)
     for name in ("empty.jpg", "empty.mp4"):
         (root / name).touch()
     for name in ("text.jpg", "text.mp4", "text.wav"):
         (root / name).write_text("no medium at all, but a text\n" * 20)
-    return Zoo(root)
+    return Zoo(root, CAUSES, ODD)

@@ -14,9 +14,12 @@ from macaw_lit.data.media.container import open_container, seconds_of
 RATE = 16_000
 """Samples per second of every waveform."""
 
+MAX_SECONDS = 30.0
+"""The most that is read of a sound: Whisper's window."""
+
 
 def load_audio(
-    path: Path | str, rate: int = RATE, max_seconds: float = 30.0, limits: Limits = DEFAULTS
+    path: Path | str, rate: int = RATE, max_seconds: float = MAX_SECONDS, limits: Limits = DEFAULTS
 ) -> Float32[np.ndarray, " samples"]:
     """The first `max_seconds` of a sound file or of a video's sound as a mono float32 waveform [samples].
 
@@ -44,13 +47,7 @@ def load_audio(
 
 def _file_sound(path: Path | str, sound: soundfile.SoundFile, max_seconds: float, limits: Limits) -> np.ndarray:
     """The start of an open sound file at its own rate, mono."""
-    rate, length = sound.samplerate, sound.frames
-    if length > limits.audio_seconds * rate:
-        raise media_error("too_long", path, f"{length / rate:.0f} s of sound", f"at most {limits.audio_seconds:.0f} s")
-    wanted = min(length, int(max_seconds * rate))
-    if wanted * sound.channels > limits.audio_values:
-        found = f"{wanted} samples of {sound.channels} channels"
-        raise media_error("too_large", path, found, f"at most {limits.audio_values} values")
+    wanted = wanted_samples(path, sound, max_seconds, limits)
     missing = missing_riff_bytes(path)
     try:
         wave: np.ndarray = sound.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
@@ -59,6 +56,22 @@ def _file_sound(path: Path | str, sound: soundfile.SoundFile, max_seconds: float
     if missing or len(wave) < SHORT * wanted:
         raise media_error("truncated", path, f"{len(wave)} samples", f"{wanted} samples and {missing} more bytes")
     return wave
+
+
+def wanted_samples(path: Path | str, sound: soundfile.SoundFile, max_seconds: float, limits: Limits) -> int:
+    """How many samples of an open sound file are to be read, its header checked against the limits.
+
+    Raises:
+        MediaError: too_long or too_large.
+    """
+    rate, length = sound.samplerate, sound.frames
+    if length > limits.audio_seconds * rate:
+        raise media_error("too_long", path, f"{length / rate:.0f} s of sound", f"at most {limits.audio_seconds:.0f} s")
+    wanted = min(length, int(max_seconds * rate))
+    if wanted * sound.channels > limits.audio_values:
+        found = f"{wanted} samples of {sound.channels} channels"
+        raise media_error("too_large", path, found, f"at most {limits.audio_values} values")
+    return wanted
 
 
 def missing_riff_bytes(path: Path | str) -> int:
@@ -74,19 +87,29 @@ def missing_riff_bytes(path: Path | str) -> int:
 def _container_sound(path: Path | str, max_seconds: float, limits: Limits) -> tuple[np.ndarray, int]:
     """The start of a container's first sound stream, mono, and its rate."""
     with open_container(path, limits) as container:
-        if not container.streams.audio:
-            raise media_error("no_audio", path, "no sound stream", "a sound file or a video with sound")
-        stream = container.streams.audio[0]
-        if stream.codec_context is None:
-            raise media_error("unreadable", path, "sound of unknown coding", "a common coding such as AAC")
-        seconds = seconds_of(container, stream)
-        if seconds is not None and seconds > limits.video_seconds:
-            raise media_error("too_long", path, f"{seconds:.0f} s of sound", f"at most {limits.video_seconds:.0f} s")
+        stream, seconds = sound_stream(path, container, limits)
         wave, rate = _decode(container, stream, max_seconds)
         expected = min(max_seconds, seconds or 0.0)
         if len(wave) < SHORT * expected * rate:
             raise media_error("truncated", path, f"{len(wave) / rate:.1f} s of sound", f"{expected:.1f} s")
         return wave[: round(expected * rate)] if seconds else wave, rate
+
+
+def sound_stream(path: Path | str, container: Any, limits: Limits) -> tuple[Any, float | None]:
+    """The sound stream of an open container and its length in seconds by the header, checked against the limits.
+
+    Raises:
+        MediaError: no_audio, unreadable or too_long.
+    """
+    if not container.streams.audio:
+        raise media_error("no_audio", path, "no sound stream", "a sound file or a video with sound")
+    stream = container.streams.audio[0]
+    if stream.codec_context is None:
+        raise media_error("unreadable", path, "sound of unknown coding", "a common coding such as AAC")
+    seconds = seconds_of(container, stream)
+    if seconds is not None and seconds > limits.video_seconds:
+        raise media_error("too_long", path, f"{seconds:.0f} s of sound", f"at most {limits.video_seconds:.0f} s")
+    return stream, seconds
 
 
 def _decode(container: Any, stream: Any, max_seconds: float) -> tuple[np.ndarray, int]:

@@ -7,7 +7,7 @@ from typing import Any
 import soundfile
 from PIL import Image, ImageFile
 
-from macaw_lit.data.media.audio import missing_riff_bytes
+from macaw_lit.data.media.audio import MAX_SECONDS, missing_riff_bytes, sound_stream, wanted_samples
 from macaw_lit.data.media.checks import DEFAULTS, Limits, check_file, media_error
 from macaw_lit.data.media.container import open_container
 from macaw_lit.data.media.image import from_pillow, load_image, open_picture
@@ -114,14 +114,13 @@ def _probe_sound(path: Path | str, limits: Limits) -> list[str]:
     check_file(path, limits.media_bytes)
     try:
         with Path(path).open("rb") as file, soundfile.SoundFile(file) as sound:
-            rate, channels, frames = sound.samplerate, sound.channels, sound.frames
+            frames = wanted_samples(path, sound, MAX_SECONDS, limits)
+            rate, channels = sound.samplerate, sound.channels
             misnamed = sound.format not in SOUND_SUFFIXES.get(Path(path).suffix.lower(), (sound.format,))
     except soundfile.LibsndfileError:
         return _probe_container_sound(path, limits)
     if not frames:
         raise media_error("no_samples", path, "0 samples of sound", "at least one")
-    if frames > limits.audio_seconds * rate:
-        raise media_error("too_long", path, f"{frames / rate:.0f} s of sound", f"at most {limits.audio_seconds:.0f} s")
     if missing := missing_riff_bytes(path):
         raise media_error("truncated", path, f"{missing} bytes fewer than announced", "a complete sound")
     return _sound_oddities(misnamed, rate, channels)
@@ -129,15 +128,11 @@ def _probe_sound(path: Path | str, limits: Limits) -> list[str]:
 
 def _probe_container_sound(path: Path | str, limits: Limits) -> list[str]:
     with open_container(path, limits) as container:
-        if not container.streams.audio:
-            raise media_error("no_audio", path, "no sound stream", "a sound file or a video with sound")
-        stream = container.streams.audio[0]
-        if stream.codec_context is None:
-            raise media_error("unreadable", path, "sound of unknown coding", "a common coding such as AAC")
+        stream, _ = sound_stream(path, container, limits)
         return _sound_oddities(_misnamed(path, container), stream.rate, stream.channels)
 
 
-def _sound_oddities(misnamed: bool, rate: float, channels: int) -> list[str]:
+def _sound_oddities(misnamed: bool, rate: int, channels: int) -> list[str]:
     found = {
         "wrong_extension": misnamed,
         "odd_rate": not SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1],
@@ -154,9 +149,9 @@ def _misnamed(path: Path | str, container: Any) -> bool:
 def thumbnail(path: Path | str, kind: str, side: int = 112) -> bytes | None:
     """A small JPEG of what can be seen of a medium, even if it is damaged; None where nothing can.
 
-    Meant for a process of its own: it tells Pillow to accept damaged pictures.
+    While it runs, all of this process's pictures may be damaged: not for use beside threads that decode.
     """
-    ImageFile.LOAD_TRUNCATED_IMAGES = True
+    ImageFile.LOAD_TRUNCATED_IMAGES, before = True, ImageFile.LOAD_TRUNCATED_IMAGES
     try:
         if kind == "video":
             with open_container(path, DEFAULTS) as container:
@@ -168,6 +163,8 @@ def thumbnail(path: Path | str, kind: str, side: int = 112) -> bytes | None:
             return None
     except (MediaError, OSError, ValueError, SyntaxError, StopIteration):
         return None
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
     picture.thumbnail((side, side))
     file = io.BytesIO()
     picture.convert("RGB").save(file, "JPEG", quality=70)

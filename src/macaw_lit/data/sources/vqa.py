@@ -56,9 +56,10 @@ def read(
 
 
 def answers_beside(questions: Path) -> Path:
-    """`v2_mscoco_val2014_annotations.json` for `v2_OpenEnded_mscoco_val2014_questions.json`."""
-    name = questions.name.replace("OpenEnded_", "").replace("MultipleChoice_", "")
-    return questions.with_name(name.replace("questions", "annotations"))
+    """`v2_mscoco_val2014_annotations.json` for `v2_OpenEnded_mscoco_val2014_questions.json`, packed or not."""
+    name = questions.name.replace("OpenEnded_", "").replace("MultipleChoice_", "").replace("questions", "annotations")
+    paths = [questions.with_name(each) for each in (name, name.removesuffix(".gz"), f"{name}.gz")]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
 def _answers(path: Path) -> dict[int | str, Mapping[str, Any]]:

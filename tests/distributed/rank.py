@@ -1,0 +1,145 @@
+"""One process of a training, alone or beside others: `rank.py STRATEGY TOKENIZER_FOLDER OUT`, started by launch()."""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+os.environ["DS_ACCELERATOR"] = "cpu"
+
+import numpy as np
+import torch
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from torch.utils.data import DataLoader
+
+from conftest import tiny_batch, tiny_sizes
+from macaw_lit.data.datamodule import MacawDataModule, Source
+from macaw_lit.data.preprocess import Preprocessor
+from macaw_lit.model import Macaw
+from macaw_lit.training.callbacks import Ledger
+from macaw_lit.training.module import MacawModule
+from macaw_lit.training.strategies import FSDP2, ZeRO
+from macaw_lit.types import IGNORE, Batch, Decoded, Sample, Turn
+
+ROWS = 26  # of an epoch: two optimizer steps of 12, and one of the 2 that are left
+STEPS = 24
+
+
+class ZeROOnCPU(ZeRO):
+    """Without the demand for a GPU, and with devices that have the numbers that DeepSpeed wants."""
+
+    def setup_environment(self) -> None:
+        self.parallel_devices = [torch.device("cpu", index) for index in range(len(self.parallel_devices))]
+        super(DeepSpeedStrategy, self).setup_environment()
+
+
+def strategy(name: str) -> Any:
+    if name.startswith("zero"):
+        return ZeROOnCPU(stage=int(name[4:]), process_group_backend="gloo")
+    kinds = {"ddp": DDPStrategy, "fsdp2": FSDP2}
+    return kinds[name](process_group_backend="gloo") if name in kinds else "auto"
+
+
+def sgd(model: torch.nn.Module) -> torch.optim.Optimizer:
+    """Steps in proportion to the gradient: AdamW would hide a wrong scale, and follow signs that rounding can flip."""
+    return torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.05, momentum=0.5)
+
+
+def read() -> Iterator[Sample]:
+    """Rows with a picture, a video and a sound, or nothing, and responses from one word to many."""
+    for row in range(ROWS):
+        draw = np.random.default_rng(row)
+        image = Decoded("image", "made", draw.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+        video = Decoded("video", "made", draw.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8))
+        audio = Decoded("audio", "made", draw.standard_normal(2560).astype(np.float32))
+        media = ((image,), (video, audio), ())[row % 3]
+        turns = (Turn("user", f"{row}?", media), Turn("assistant", "word " * (1 + row % 5)))
+        yield Sample(turns, f"made/{row}", "made")
+
+
+class Schedule(LightningDataModule):
+    """The first process has text alone, for ever; the second one changes media, and at times has nothing to learn."""
+
+    def __init__(self, model: Macaw) -> None:
+        super().__init__()
+        kinds: list[dict[str, int]] = [{"image": 1}, {"video": 1, "audio": 1}, {}, {"image": 2, "audio": 1}]
+        self.model = model
+        self.rows = [
+            ([(100 + step, {}), (200 + step, {})], [(300 + step, kinds[step % 4]), (400 + step, {})])
+            for step in range(STEPS)
+        ]
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        trainer = self.trainer
+        assert trainer is not None
+        batches = []
+        for step, (first, second) in enumerate(self.rows):
+            batch = tiny_batch(self.model, first + second)
+            if step % 5 == 4:
+                batch.labels[2:] = IGNORE
+            if trainer.world_size == 2:  # padded alike, which changes nothing
+                batch = tiny_batch(self.model, (first, second)[trainer.global_rank])
+                if step % 5 == 4 and trainer.global_rank == 1:
+                    batch.labels[:] = IGNORE
+            batches.append(batch)
+        return DataLoader(batches, batch_size=None)
+
+
+def fit(out: Path, kind: str, sizes: dict[str, Any], data: Any, resume: Path | None = None, **settings: Any) -> None:
+    """Trains from the same start whatever the strategy, and writes the model folder, a checkpoint and the ledger."""
+    torch.manual_seed(0)
+    module = MacawModule(sizes, sgd)
+    saves = ModelCheckpoint(out, "{step}", every_n_train_steps=4, save_top_k=-1)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=int(os.environ.get("WORLD_SIZE", "1")),
+        strategy=strategy(kind),
+        callbacks=[Ledger(), saves],
+        default_root_dir=out,
+        gradient_clip_val=0.5,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        **settings,
+    )
+    trainer.fit(module, data, ckpt_path=resume)
+    if trainer.is_global_zero:
+        module.trained.save_pretrained(out / "model")
+
+
+def main(kind: str, tokenizer_folder: Path, out: Path) -> None:
+    sizes = tiny_sizes(tokenizer_folder)
+    blueprint = Macaw.from_config(sizes)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+
+    def dealt(batch_size: int) -> MacawDataModule:
+        preprocessor = partial(Preprocessor, max_length=256)
+        data = MacawDataModule({"made": Source(read)}, None, preprocessor, batch_size=batch_size)
+        data.attach(blueprint.llm.tokenizer, blueprint.specs())
+        return data
+
+    for steps in (1, 3):
+        settings = {"max_epochs": 2, "accumulate_grad_batches": steps}
+        fit(out / f"dealt{steps}", kind, sizes, dealt(12 // steps // world), **settings)
+    if world > 1:
+        fit(out / "resumed", kind, sizes, dealt(12 // steps // world), out / "dealt3" / "step=4.ckpt", **settings)
+    fit(out / "schedule", kind, sizes, Schedule(blueprint), max_epochs=1)
+
+
+def end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

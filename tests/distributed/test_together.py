@@ -1,0 +1,93 @@
+"""Two processes under every strategy do what one does, whatever media their rows have, and go on after a stop."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from macaw_lit.model import Macaw
+
+SCRIPT = Path(__file__).with_name("rank.py")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(400),
+]  # the first run of DeepSpeed on a machine compiles for minutes
+
+
+def launch(out: Path, processes: int, *words: str) -> None:
+    """Runs all processes to their end, or ends those that are left; they end by themselves if this one dies."""
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "WORLD_SIZE": str(processes)}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20_000 + os.getpid() % 30_000)}
+    shared |= {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": str(processes)}
+    started, logs = [], [out / f"rank{rank}.log" for rank in range(processes)]
+    try:
+        for rank, log in enumerate(logs):
+            environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            with log.open("w") as file:
+                started.append(
+                    subprocess.Popen([sys.executable, str(SCRIPT), *words], env=environment, stdout=file, stderr=file)
+                )
+        deadline = time.monotonic() + 360
+        while any(process.poll() is None for process in started):
+            assert time.monotonic() < deadline, "a hang: " + logs[0].read_text()[-2000:]
+            if any(process.poll() for process in started):
+                break
+            time.sleep(0.2)
+        codes = [process.poll() for process in started]
+        assert codes == [0] * processes, "".join(log.read_text()[-3000:] for log in logs)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def alone(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process makes of the same rows."""
+    out = tmp_path_factory.mktemp("alone")
+    launch(out, 1, "plain", str(tokenizer_folder), str(out))
+    return out
+
+
+def distance(first: Path, second: Path) -> float:
+    """Of the weights of two runs, relative to how long they are."""
+    weights, others = (
+        load_file(first / "model" / "model.safetensors"),
+        load_file(second / "model" / "model.safetensors"),
+    )
+    assert weights.keys() == others.keys()
+    off = sum((weights[name].double() - others[name].double()).square().sum() for name in weights)
+    return float((off / sum(tensor.double().square().sum() for tensor in weights.values())).sqrt())
+
+
+def test_rows_in_one_batch_and_in_three_give_the_same_update(alone):
+    # float32 sums in another order, over six steps; a wrong divisor of a step of 12 rows would give 1e-2
+    assert distance(alone / "dealt1", alone / "dealt3") < 1e-6
+    assert distance(alone / "dealt1", alone / "schedule") > 1e-3, "training moves the weights by more than the bound"
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "zero1", "zero2", "zero3"])
+def test_two_processes_do_what_one_does(
+    kind: str, alone: Path, tokenizer_folder: Path, tmp_path: Path, make_batch: Callable[..., object]
+):
+    launch(tmp_path, 2, kind, str(tokenizer_folder), str(tmp_path))
+    # float32 sums in another order: measured 2e-8 at most
+    assert distance(alone / "dealt1", tmp_path / "dealt1") < 1e-6
+    assert distance(alone / "dealt1", tmp_path / "dealt3") < 1e-6
+    assert distance(alone / "schedule", tmp_path / "schedule") < 1e-6
+    assert distance(tmp_path / "dealt3", tmp_path / "resumed") < 1e-6
+    for case in ("dealt1", "dealt3", "resumed", "schedule"):
+        assert json.loads((tmp_path / case / "ledger.json").read_text()) == json.loads(
+            (alone / case.replace("resumed", "dealt3") / "ledger.json").read_text()
+        )
+    models = [Macaw.from_pretrained(folder / "dealt3" / "model") for folder in (alone, tmp_path)]
+    batch = make_batch(models[0], [(1, {"image": 1}), (2, {}), (3, {"video": 1, "audio": 1})])
+    first, second = (model(batch).nll for model in models)
+    torch.testing.assert_close(second, first, rtol=1e-5, atol=0)  # weights that differ by 1e-8, through the model

@@ -1,0 +1,79 @@
+"""What a machine or a strategy cannot do is refused in one line, before anything is built."""
+
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
+
+from macaw_lit.errors import ConfigError
+from macaw_lit.training.optim import MuonAdamW, adamw
+from macaw_lit.training.strategies import FSDP2, ZeRO, check_machine, check_optimizer, prepare, whole_state
+
+ZERO = {"_target_": "macaw_lit.training.strategies.ZeRO", "stage": 3}
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "cuda", "message"),
+    [
+        ({"accelerator": "gpu"}, 0, False, "no GPU is to be seen: choose trainer=cpu"),
+        ({"accelerator": "cuda"}, 0, False, "no GPU is to be seen"),
+        ({"accelerator": "cpu", "strategy": ZERO}, 8, True, "DeepSpeed needs NVIDIA GPUs"),
+        ({"accelerator": "auto", "strategy": "deepspeed_stage_2"}, 0, False, "DeepSpeed needs NVIDIA GPUs"),
+        ({"accelerator": "gpu", "strategy": ZERO}, 1, False, "DeepSpeed needs NVIDIA GPUs"),
+        ({"accelerator": "cpu", "precision": "16-mixed"}, 8, True, "precision=16-mixed on a CPU.*bf16-mixed"),
+        ({"accelerator": "auto", "precision": 16}, 0, False, "precision=16 on a CPU"),
+        ({"accelerator": "gpu", "devices": 8}, 4, True, "devices=8, and 4 GPUs are to be seen"),
+    ],
+)
+def test_what_a_machine_cannot_run_is_one_line(settings, gpus, cuda, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        check_machine(settings, gpus, cuda)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "cuda"),
+    [
+        ({"accelerator": "cpu", "devices": 4, "precision": "bf16-mixed"}, 0, False),
+        ({"accelerator": "auto", "precision": "32-true", "devices": "auto"}, 0, False),
+        ({"accelerator": "gpu", "devices": -1, "precision": "16-mixed", "strategy": ZERO}, 8, True),
+        ({"accelerator": "gpu", "devices": 8, "strategy": "ddp"}, 8, True),
+        ({"accelerator": "gpu", "devices": [0, 1], "precision": "16-mixed"}, 2, True),
+    ],
+)
+def test_what_it_can_run_passes(settings, gpus, cuda):
+    check_machine(settings, gpus, cuda)
+
+
+def test_an_optimizer_of_whole_matrices_is_refused_where_there_are_pieces(model):
+    muon = partial(MuonAdamW, lr=0.01, adamw_lr=0.01, weight_decay=0.0)(model)
+    for strategy in (ZeRO(), FSDP2()):
+        with pytest.raises(ConfigError, match=rf"optim=muon with {type(strategy).__name__}.*optim=adamw"):
+            check_optimizer(strategy, muon)
+        check_optimizer(strategy, adamw(model, lr=0.01, weight_decay=0.0))
+    check_optimizer(SingleDeviceStrategy(torch.device("cpu")), muon)
+
+
+def test_zero_says_nothing_that_the_trainer_says():
+    """Batch, accumulation, clipping and precision come from the Trainer: a second opinion could only differ."""
+    for stage in (1, 2, 3):
+        config = ZeRO(stage).config
+        assert config["zero_optimization"]["stage"] == stage
+        assert not {"gradient_clipping", "gradient_accumulation_steps", "train_batch_size", "fp16", "bf16"} & set(
+            config
+        )
+
+
+def test_scalars_get_a_dimension_where_they_are_dealt_out_and_nowhere_else(model):
+    scalars = [name for name, parameter in model.named_parameters() if parameter.ndim == 0]
+    assert scalars, "the temperature of an aligner is one"
+    plain = SingleDeviceStrategy(torch.device("cpu"))
+    prepare(plain, model)
+    assert all(model.get_parameter(name).ndim == 0 for name in scalars)
+    assert whole_state(plain, model) is None
+    prepare(ZeRO(), model)
+    assert all(model.get_parameter(name).shape == (1,) for name in scalars)
+    state = whole_state(ZeRO(), model)
+    assert state is not None
+    assert all(tensor.data_ptr() != model.state_dict()[name].data_ptr() for name, tensor in state.items())
