@@ -12,7 +12,7 @@ from macaw_lit.doctor import main
 
 OWN = (
     "data=base",
-    "+source@data.train.mine=macaw",
+    "+reader@data.train.mine=macaw",
     "data.train.mine.read.path=rows.json",
     "data.train.mine.read.media_root=media",
     "workers=1",

@@ -34,8 +34,12 @@ def local_folder(source: str, weights: bool = True) -> Path:
     path = Path(source).expanduser()
     if path.is_dir():
         return path
-    if path.exists() or not _HUB_ID.fullmatch(source):
-        raise WeightsError(f"{source} is no folder: give an existing folder, or a hub id such as openai/whisper-base")
+    if path.exists():
+        raise WeightsError(f"{source} is no folder: give a folder, or a hub id such as openai/whisper-base")
+    if not _HUB_ID.fullmatch(source):
+        raise WeightsError(
+            f"{source} not found: give an existing file or folder, or a hub id such as openai/whisper-base"
+        )
     try:
         return _fetch(source, weights)
     except Exception as error:  # the errors of huggingface_hub and of its transport have no common class

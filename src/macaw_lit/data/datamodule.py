@@ -236,7 +236,7 @@ class _TrainedMixture(Sampler[Draw]):
     def batches_of_step(self) -> int:
         """Batches from the trainer's next one to the end of its optimizer step, or of the epoch."""
         ready, steps = self.trainer.fit_loop.epoch_loop.batch_idx + 1, self.trainer.accumulate_grad_batches
-        return max(1, min(steps - ready % steps, int(self.trainer.num_training_batches) - ready))
+        return max(1, int(min(steps - ready % steps, self.trainer.num_training_batches - ready)))
 
     def _processed(self) -> int:
         total: int = self.trainer.fit_loop.epoch_loop.batch_progress.state_dict()["total"]["processed"]
