@@ -19,10 +19,10 @@ def test_what_is_here_is_taken(tmp_path, monkeypatch):
     (tmp_path / "owner" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert locate("owner/name") == Path("owner/name"), "a folder goes before a hub id"
-    with pytest.raises(WeightsError, match="clip.pt is no folder: give an existing folder, or a hub id such as"):
+    with pytest.raises(WeightsError, match="clip.pt is no folder: give a folder, or a hub id such as"):
         local_folder(str(file))
     for name in ("/nowhere/at/all", "name", "../owner/name", "a/b/c"):
-        with pytest.raises(WeightsError, match="is no folder: give an existing folder, or a hub id such as"):
+        with pytest.raises(WeightsError, match="not found: give an existing file or folder, or a hub id such as"):
             locate(name)
 
 

@@ -224,7 +224,7 @@ PROCESSOR = {"image_processor_type": "SiglipImageProcessor", "size": SQUARE}
             "cannot encode what its processor gives",
         ),
         ({"model_type": "convnext", "image_size": 32}, PROCESSOR, ConfigError, "features have shape .*not one vector"),
-        ("/nowhere", None, WeightsError, "/nowhere is no folder"),
+        ("/nowhere", None, WeightsError, "/nowhere not found"),
         ("owner/name", None, WeightsError, "owner/name is neither a folder nor a hub id that can be reached"),
     ],
 )

@@ -297,7 +297,7 @@ def cut(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (shutil.rmtree, "is no folder: give an existing folder, or a hub id"),
+        (shutil.rmtree, "not found: give an existing file or folder, or a hub id"),
         (lambda folder: [path.unlink() for path in folder.iterdir()], "holds no causal LM"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
         (cut, "incomplete metadata"),
@@ -404,7 +404,7 @@ def test_a_config_that_cannot_work_is_one_clear_line(tokenizer_folder, config, m
 
 
 def test_a_tokenizer_folder_that_is_none_or_damaged_is_one_clear_line(tokenizer_folder, tmp_path):
-    with pytest.raises(WeightsError, match="none is no folder"):
+    with pytest.raises(WeightsError, match="none not found"):
         HFCausalLM(LLAMA, str(tmp_path / "none"))
     for number, damage in enumerate(
         [write("tokenizer.json", "{"), lambda folder: (folder / "tokenizer.json").unlink()]
