@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ def main(cfg: DictConfig) -> None:
         print(f"{batch}: {project.export_batch(batch, settings['api']['limit_field'])} requests")
     else:
         counts = project.import_batch(_file(settings, "batch"))
-        print(", ".join(f"{count} {name}" for name, count in counts.most_common()) or "an empty batch")
+        print(_in_words(counts) or "an empty batch")
         _build(project)
 
 
@@ -63,8 +64,7 @@ def _project(settings: dict[str, Any]) -> "Project":
     choice = {name: settings[name] for name in ("kind", "media", "seed", "strict")}
     records, rejected = Captions(settings["source"]["name"], path, root, **choice).read()
     if rejected:
-        told = ", ".join(f"{count} {cause}" for cause, count in rejected.most_common())
-        print(f"{path}: rejected {told}", file=sys.stderr)
+        print(f"{path}: rejected {_in_words(rejected)}", file=sys.stderr)
     template = Template(**{**settings["template"], "types": tuple(settings["template"]["types"])})
     model = settings["model"]["name"] if settings["backend"] == "chat" else "template"
     asking = Asking(template, model, settings["max_tokens"], settings["temperature"], settings["seed"])
@@ -97,7 +97,7 @@ def _run(settings: dict[str, Any], project: "Project") -> str | None:
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("media", total=len(project.jobs))
         outcome = asyncio.run(project.run(backend, lambda: progress.advance(task)))
-    faults = ", ".join(f"{count} {cause}" for cause, count in outcome.faults.most_common()) or "none"
+    faults = _in_words(outcome.faults) or "none"
     print(f"{outcome.settled} media settled, {outcome.before} before, {outcome.left} left; faults met: {faults}")
     return outcome.stopped
 
@@ -110,6 +110,10 @@ def _build(project: "Project") -> None:
     written, found = project.build()
     Console().print(table(found))
     print(*written, sep="\n")
+
+
+def _in_words(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.most_common())
 
 
 def _file(settings: dict[str, Any], name: str) -> Path:
