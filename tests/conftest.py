@@ -4,6 +4,7 @@ import os
 
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", WANDB_MODE="offline", MPLBACKEND="Agg", TERM="dumb")
 
+import logging
 import subprocess
 import sys
 import wave
@@ -221,6 +222,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
         for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # Lightning sets them; the test's end takes them back
             monkeypatch.setenv(name, "0")
+        monkeypatch.setattr(logging.root, "handlers", [*logging.root.handlers])  # Hydra adds one on this test's stdout
         capfd.readouterr()
         code = 0
         try:
