@@ -1,6 +1,7 @@
-"""How soon the demo's model learns with each aligner: `make train` first, then
+"""How soon the demo's model learns with each aligner.
 
-    python benchmarks/aligners.py --out logs/aligners --aligners macaw,macaw_matched --seeds 0,1,2
+    make train
+    python benchmarks/aligners.py --aligners macaw,macaw_matched --seeds 0,1,2
 
 Trains `experiment=demo` whole for every aligner and seed, one after the other (seven to nine minutes each on one core),
 and asks the held-out questions of the gating types every `--every` steps. An answer is right if greedy decoding would
@@ -114,11 +115,11 @@ def print_table(out: Path) -> None:
     for path in sorted(out.glob("*.json")):
         aligner, _, seed = path.stem.rpartition("-")
         runs[aligner][seed] = json.loads(path.read_text(encoding="utf-8"))["curve"]
-    print("| `aligner=` | seeds | steps to the bar | types at the bar at the end | mean accuracy, half-way | at the end |")
+    print("| `aligner=` | seeds | steps to the bar | at the bar at the end | mean half-way | at the end |")
     print("|---|---|---|---|---|---|")
     for aligner, curves in runs.items():
         ends = [curve[max(curve, key=int)] for curve in curves.values()]
-        middles = [sorted(curve.items(), key=lambda entry: int(entry[0]))[len(curve) // 2][1] for curve in curves.values()]
+        middles = [curve[sorted(curve, key=int)[len(curve) // 2]] for curve in curves.values()]
         cells = [
             ", ".join(curves),
             ", ".join(str(steps_to_bar(curve) or "not reached") for curve in curves.values()),
@@ -146,9 +147,11 @@ def main() -> None:
             if path.exists():
                 continue
             print(f"{aligner}, seed {seed}", flush=True)
-            words = [f"aligner={aligner}", f"seed={seed}", f"paths.run_dir={arguments.out}", *arguments.set]
+            choice = ["experiment=demo", f"aligner={aligner}", f"seed={seed}"]
+            places = [f"paths.run_dir={arguments.out}", f"paths.root_dir={Path.cwd()}"]
+            quiet = ["callbacks=progress", "logger=none", "+trainer.enable_checkpointing=false"]
             with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-                cfg = compose("train", ["experiment=demo", "callbacks=progress", "logger=none", *words])
+                cfg = compose("train", [*choice, *places, *quiet, *arguments.set])
             result = json.dumps(run(cfg, arguments.every, arguments.n))
             path.write_text(result + "\n", encoding="utf-8")
     print_table(arguments.out)
