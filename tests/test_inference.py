@@ -88,6 +88,15 @@ def test_a_folder_answers_as_the_model_it_was_made_of(answerer, samples, tmp_pat
         assert getattr(loaded.preprocess, name) == getattr(answerer.preprocess, name), name
 
 
+def test_without_a_limit_answers_are_as_long_as_the_folder_says(answerer, samples, tmp_path):
+    answerer.model.llm.generation = {"max_new_tokens": 3}
+    answerer.model.save_pretrained(tmp_path / "model", answerer.preprocess)
+    long, short = load_answerer(tmp_path / "model", max_new_tokens=6), load_answerer(tmp_path / "model")
+    assert long(samples) == answerer(samples)
+    assert all(word.startswith(start) for word, start in zip(long(samples), short(samples), strict=True))
+    assert short(samples) != long(samples)
+
+
 def test_a_sample_that_cannot_be_used_is_named(answerer, tmp_path):
     with pytest.raises(MediaError, match=r"gone\.jpg"):
         answerer([Sample((Turn("user", "What?", (MediaRef("image", tmp_path / "gone.jpg"),)),), "x", "test")])

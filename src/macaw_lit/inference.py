@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,19 +19,19 @@ class Answerer:
     Args:
         model: in the mode and on the device that it is to answer with.
         preprocess: as in training.
-        max_new_tokens: the longest answer.
+        max_new_tokens: the longest answer; None takes what the model folder says.
 
     Raises:
         ConfigError: `max_new_tokens` is not positive.
     """
 
-    def __init__(self, model: Macaw, preprocess: Preprocessor, max_new_tokens: int = 64) -> None:
-        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+    def __init__(self, model: Macaw, preprocess: Preprocessor, max_new_tokens: int | None = None) -> None:
+        if max_new_tokens is not None and (not isinstance(max_new_tokens, int) or max_new_tokens < 1):
             raise ConfigError(f"max_new_tokens={max_new_tokens}; expected at least 1, such as 64")
         self.model = model
         self.preprocess = preprocess
         self.processor = MacawProcessor(preprocess)
-        self.max_new_tokens = max_new_tokens
+        self.limit: dict[str, Any] = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
 
     def __call__(self, samples: Sequence[Sample]) -> list[str]:
         """One answer per sample, in order.
@@ -39,11 +40,11 @@ class Answerer:
             SampleError: a sample does not fit, or one of its media is unusable.
         """
         batch = self.processor.batch(samples).to(self.model.llm.table.device)
-        ids = self.model.generate(batch, max_new_tokens=self.max_new_tokens, do_sample=False)
+        ids = self.model.generate(batch, do_sample=False, **self.limit)
         return self.processor.batch_decode(ids)
 
 
-def load_answerer(source: Path | str, device: str = "cpu", max_new_tokens: int = 64) -> Answerer:
+def load_answerer(source: Path | str, device: str = "cpu", max_new_tokens: int | None = None) -> Answerer:
     """Read a model folder, or one of the hub by its id.
 
     Raises:
