@@ -7,7 +7,7 @@ Trains `experiment=demo` whole for every aligner and seed, one after the other (
 and asks the held-out questions of the gating types every `--every` steps. An answer is right if greedy decoding would
 give the whole response: every token of it is the likeliest after the ones before. Each run leaves a JSON file in
 `--out` and is not repeated, so the command can be stopped and goes on; at the end it prints a Markdown table of all
-the runs in `--out`, with the number of steps after which every gating type is at the bar and stays there.
+the runs in `--out`, with the number of steps after which every gating type is at the bar (90 %) and stays there.
 """
 
 import argparse
@@ -29,11 +29,9 @@ from macaw_lit.build import attach, build_data, build_module, build_trainer, hel
 from macaw_lit.cli import conf_dir
 from macaw_lit.data.collate import Collator
 from macaw_lit.data.datamodule import MacawDataModule
-from macaw_lit.evaluation.results import read_types
+from macaw_lit.evaluation.results import BAR, read_types
 from macaw_lit.model import Macaw
 from macaw_lit.types import IGNORE, Batch
-
-BAR = 0.95
 
 
 class Accuracy(Callback):
