@@ -43,8 +43,7 @@ def test_a_vocabulary_of_phrases_that_tell_media_apart():
         if number < 60:
             captions[f"{number}.jpg"].append("common")
     found = vocabulary(captions)
-    assert found[:2] == ["nearly", "common"]
-    assert set(found) == {"nearly", "common", "just", "enough", "just enough"}
+    assert found == ["nearly", "common", "enough", "just", "just enough"]  # the last three are equally common
 
 
 def test_targets_by_medium_and_phrase():

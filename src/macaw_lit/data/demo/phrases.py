@@ -51,7 +51,9 @@ def phrases_of(captions: Iterable[str]) -> set[str]:
 def vocabulary(captions: Mapping[str, Sequence[str]]) -> list[str]:
     """Phrases that tell media apart: said of at least `RARE` of them and not of nearly all, commonest first."""
     counts = Counter(phrase for own in captions.values() for phrase in phrases_of(own))
-    return [phrase for phrase, count in counts.most_common() if RARE <= count <= 0.98 * len(captions)]
+    # Sets come in another order in every process: equally common phrases are put in order of their letters.
+    ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
+    return [phrase for phrase, count in ordered if RARE <= count <= 0.98 * len(captions)]
 
 
 def targets(captions: Mapping[str, Sequence[str]], phrases: Sequence[str]) -> Float[Tensor, "n p"]:

@@ -40,7 +40,7 @@ from macaw_lit.llms.hf import HFCausalLM
 from macaw_lit.training.optim import MuonAdamW, cosine_with_warmup
 from macaw_lit.types import Medium
 
-VERSION = 4
+VERSION = 5
 """Raised whenever the same settings give other weights."""
 
 FRAMES = 6
