@@ -49,7 +49,7 @@ class Ledger(Callback):
         self.max_skip_rate = max_skip_rate
         self._own = Accounts()
         self._before: dict[str, Any] = {}
-        self._epoch = 0
+        self._epoch: int | None = None  # of the last batch; None before the first
         self._over: str | None = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -68,6 +68,8 @@ class Ledger(Callback):
                 raise DataError(line)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._epoch is None:  # resumed where an epoch ended
+            return
         accounts = self.accounts()
         _write(trainer, accounts)
         sources = accounts[self._epoch]
@@ -94,6 +96,7 @@ class Ledger(Callback):
         return whole
 
     def _too_many(self, accounts: Accounts, exactly: bool) -> str | None:
+        assert self._epoch is not None
         for name, account in accounts[self._epoch].items():
             lost = account.skipped.total()
             over = lost > self.max_skip_rate * account.seen
