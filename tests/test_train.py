@@ -62,7 +62,13 @@ def test_metrics_config_and_ledger_say_what_happened(tiny_run):
     assert [row["step"] for row in rows if row["train/loss"]] == ["0", "1", "2", "3"]
     assert [row["step"] for row in rows if row["val/loss"]] == ["1", "3"], "after every second batch"
     assert all(float(row[name]) > 0 for row in rows for name in ("train/loss", "val/loss") if row[name])
-    assert ledger(tiny_run.folder) == {"seen": 16, "used": 16, "truncated": 0, "skipped": {}}  # 4 steps of 4 rows
+    counts = ledger(tiny_run.folder)
+    assert totals(counts) == {"seen": 16, "used": 16, "truncated": 0, "skipped": {}}  # 4 steps of 4 rows
+    assert counts["sources"] == counts["epochs"]["0"]
+    assert sum(source["used"] for source in counts["sources"].values()) == 16
+    assert {read["source"] for read in counts["read"]} == set(SOURCES)
+    mixes = [row for row in rows if row["mix/text"]]
+    assert [float(row["mix/text"]) for row in mixes] == [counts["sources"].get("text", {"used": 0})["used"]]
     config = OmegaConf.load(tiny_run.folder / "config.yaml")
     assert (config.trainer.max_steps, config.data.batch_size) == (4, 4)
     assert config.paths.run_dir == str(tiny_run.folder)
@@ -98,6 +104,10 @@ def test_modality_use_has_every_type_of_the_world(tiny_run):
 
 def ledger(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "ledger.json").read_text())
+
+
+def totals(ledger: dict[str, Any]) -> dict[str, Any]:
+    return {name: ledger[name] for name in ("seen", "used", "truncated", "skipped")}
 
 
 def brief(words: list[str]) -> list[str]:
@@ -216,12 +226,16 @@ def alone(*names: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_bad_rows_and_media_are_counted_and_shown(train, bad_pictures, bad_texts, tmp_path, workers):
-    words = [*alone("image", "text"), *bad_pictures, bad_texts, f"data.num_workers={workers}"]
+    words = [*alone("image", "text"), *bad_pictures, bad_texts, f"data.num_workers={workers}", "data.max_skip_rate=0.9"]
     _, out = run_of(train(*words, f"hydra.run.dir={tmp_path}/run"))
     # Of nine usable rows, number 3 is replaced by 4, number 6 by 8 after 7 failed too, number 7 by 8.
     skipped = {"truncated": 1, "unreadable": 1, "empty": 2, "text_too_long": 1}
-    assert ledger(tmp_path / "run") == {"seen": 17, "used": 12, "truncated": 0, "skipped": skipped}
-    assert "17 samples seen, 12 used; skipped: empty 2, " in out
+    counts = ledger(tmp_path / "run")
+    assert totals(counts) == {"seen": 17, "used": 12, "truncated": 0, "skipped": skipped}
+    assert counts["sources"]["text"]["skipped"] == {"text_too_long": 1}
+    rejected = [{"media_missing": 1, "missing_key": 1, "not_an_object": 1, "empty_instruction": 1}, {}]
+    assert [read["rejected"] for read in counts["read"] if read["split"] == "train"] == rejected
+    assert "17 samples seen, 12 used, 0 used with a cut response; skipped: empty 2, " in out
     table = " ".join(next(line for line in out.splitlines() if "media_missing 1" in line).split())
     assert table.startswith("│ train │ image │ 9 │ 4 │ ")
     assert all(f"{cause} 1" in out for cause in ("media_missing", "missing_key", "not_an_object", "empty_instruction"))
@@ -231,12 +245,26 @@ def test_bad_rows_and_media_are_counted_and_shown(train, bad_pictures, bad_texts
 
 
 @pytest.mark.slow
+def test_too_many_bad_rows_end_the_run_in_one_line_before_training_and_after(train, bad_pictures, tmp_path):
+    words = [*alone("image"), *bad_pictures, f"hydra.run.dir={tmp_path}/run"]
+    line = one_line(train(*words))
+    assert "train source 'image': 4 of 13 rows were rejected (" in line
+    assert "expected at most max_skip_rate=0.01 of them; the first: " in line
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    rows = json.loads((tmp_path / "rows.json").read_text())["data"]
+    (tmp_path / "rows.json").write_text(json.dumps(rows[:9]))
+    line = one_line(train(*words))
+    assert "the model is saved, but train source 'image', epoch 0: 4 of 13 rows were skipped (" in line
+    assert load_answerer(tmp_path / "run" / "model")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_media_that_are_all_bad_end_the_run_in_one_line(train, bad_pictures, tmp_path, workers):
     for path in tmp_path.glob("*.jpg"):
         path.write_bytes(b"\xff\xd8\xff no more")
     words = [*alone("image"), *bad_pictures, f"data.num_workers={workers}", f"hydra.run.dir={tmp_path}/run"]
-    line = one_line(train(*words))
+    line = one_line(train(*words, "data.max_skip_rate=0.9"))
     assert "9 samples in a row of macaw_image are unusable (truncated 9)" in line
     assert re.search(r"the last one: '\S+/\d\.jpg': ", line)
     assert not (tmp_path / "run" / "model").exists()

@@ -56,6 +56,7 @@ def main(cfg: DictConfig) -> None:
         if not cfg.trainer.fast_dev_run:
             _keep(cfg, folder, module.trained, datamodule)
         print(folder)
+        _settle(trainer)
 
 
 def _keep(cfg: DictConfig, folder: Path, model: "Macaw", datamodule: "MacawDataModule") -> None:
@@ -127,14 +128,27 @@ def _print_reading(datamodule: "MacawDataModule") -> None:
         console.print(escape(f"first {first.cause}: {first.locator}: {first.detail}"))
 
 
+def _settle(trainer: "Trainer") -> None:
+    """Fail, now that all is saved, if the last epoch lost too many samples."""
+    from macaw_lit.training.callbacks import Ledger
+
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # assigned by a connector
+    for callback in callbacks:
+        if isinstance(callback, Ledger) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            callback.settle()
+
+
 def _print_skips(path: Path) -> None:
-    """Show how many samples were skipped while training, if any, by the ledger at `path`."""
+    """Show how many samples were skipped or cut while training, if any, by the ledger at `path`."""
     from macaw_lit.data.rows import in_words
 
-    ledger = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"skipped": {}}
-    if ledger["skipped"]:
-        causes = in_words(Counter(ledger["skipped"]))
-        print(f"{ledger['seen']} samples seen, {ledger['used']} used; skipped: {causes}")
+    if not path.is_file():
+        return
+    ledger = json.loads(path.read_text(encoding="utf-8"))
+    if ledger["skipped"] or ledger["truncated"]:
+        causes = in_words(Counter(ledger["skipped"])) or "none"
+        counts = f"{ledger['seen']} samples seen, {ledger['used']} used, {ledger['truncated']} used with a cut response"
+        print(f"{counts}; skipped: {causes}")
 
 
 def _measure(answerer: "Answerer", datamodule: "MacawDataModule", folder: Path, **settings: Any) -> None:

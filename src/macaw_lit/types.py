@@ -64,11 +64,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A row or medium that was not used: `cause` is what skips are counted by, `locator` where it is."""
+    """A row or medium that was not used: `cause` is what skips are counted by, `locator` where it is.
+
+    `source` is the mixture's name of its source, once the mixture has drawn it.
+    """
 
     cause: str
     locator: str
     detail: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ class Example:
         slots: kind → positions that the soft tokens of that kind fill, in item order.
         truncated: the response did not fit `max_length` and was cut.
         skipped: samples that were unusable and that this one stands in for.
+        source, epoch: the mixture's name of its source, and the mixture's epoch that it was drawn in.
     """
 
     input_ids: Int[Tensor, " t"]
@@ -110,6 +115,8 @@ class Example:
     uid: str
     truncated: bool = False
     skipped: tuple[Rejection, ...] = ()
+    source: str = ""
+    epoch: int = 0
 
 
 @dataclass
@@ -125,8 +132,9 @@ class Batch:
     """What the model eats.
 
     `media` holds every kind the model has, with n = 0 rows where the batch has none of it, so that each encoder
-    is called exactly once whatever the batch contains. `truncated` counts rows whose response was cut; `step_tokens`
-    the response tokens of this process in the whole optimizer step, None where the loader does not look that far.
+    is called exactly once whatever the batch contains. `sources` names each row's source in the mixture, `truncated`
+    the source of each row whose response was cut, and `epoch` is the mixture's. `step_tokens` counts the response
+    tokens of this process in the whole optimizer step; None where the loader does not look that far.
     `model.generate(**batch)` and `batch["input_ids"]` work as with the inputs of transformers.
     """
 
@@ -135,8 +143,10 @@ class Batch:
     labels: Int[Tensor, "b t"] | None
     media: dict[str, Media]
     uids: list[str]
-    truncated: int = 0
+    sources: list[str] = field(default_factory=list)
+    truncated: tuple[str, ...] = ()
     skipped: tuple[Rejection, ...] = ()
+    epoch: int = 0
     step_tokens: int | None = None
 
     @property

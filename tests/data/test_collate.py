@@ -72,9 +72,10 @@ def test_accounts_are_added_up(specs):
     first, second = example(3), example(4)
     first.skipped, second.skipped = (Rejection("missing", "a"),), (Rejection("empty", "b"), Rejection("empty", "c"))
     second.truncated = True
+    first.source, second.source, first.epoch, second.epoch = "pictures", "texts", 2, 2
     batch = Collator(PAD, specs, "right")([first, second])
     assert [rejection.locator for rejection in batch.skipped] == ["a", "b", "c"]
-    assert batch.truncated == 1
+    assert (batch.sources, batch.truncated, batch.epoch) == (["pictures", "texts"], ("texts",), 2)
 
 
 def test_a_batch_moves_as_a_whole(specs):

@@ -1,6 +1,7 @@
 """Sources to batches under a real Trainer: accounts, replacement of bad media, workers, exact resume."""
 
 import itertools
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -78,7 +79,8 @@ def trainer(folder: Path, *callbacks: Any, **settings: Any) -> Trainer:
 @pytest.fixture
 def make_module(tokenizer, specs) -> Callable[..., MacawDataModule]:
     def make(train: dict[str, Source], heldout: dict[str, Source] | None = None, **settings: Any) -> MacawDataModule:
-        module = MacawDataModule(train, heldout, partial(Preprocessor, max_length=200), **{"batch_size": 2} | settings)
+        settings = {"batch_size": 2, "max_skip_rate": 1.0} | settings
+        module = MacawDataModule(train, heldout, partial(Preprocessor, max_length=200), **settings)
         module.attach(tokenizer, specs)
         return module
 
@@ -110,6 +112,68 @@ def test_shares_and_a_fixed_choice_of_held_out_rows(make_module, tmp_path):
     assert len({uid for uid in recorder.uids if uid.startswith("many")}) == 12
     assert recorder.held[:4] == recorder.held[4:]
     assert recorder.held[:4] == sorted(set(recorder.held))
+
+
+def test_weights_share_out_an_epoch_and_small_sources_are_used_whole(make_module, tmp_path):
+    def drawn(repeat: bool) -> Counter[str]:
+        texts = {
+            "few": Source(partial(read, "few", [TEXT] * 3), weight=1),
+            "many": Source(partial(read, "many", [TEXT] * 30), weight=2),
+        }
+        recorder = Recorder()
+        module = make_module(texts, rows_per_epoch=24, repeat=repeat)
+        trainer(tmp_path, max_epochs=1).fit(recorder, datamodule=module)
+        return Counter(uid.split("/")[0] for uid in recorder.uids)
+
+    assert drawn(repeat=False) == {"few": 3, "many": 16}, "whole, and no more"
+    assert drawn(repeat=True) == {"few": 6, "many": 16}, "its share of 8 holds two whole passes"
+    with pytest.raises(ConfigError, match="held-out source 'held' has a weight"):
+        make_module({"texts": source("texts", [TEXT])}, {"held": Source(partial(read, "held", [TEXT]), weight=1)})
+
+
+def test_the_state_is_a_few_integers(make_module, tmp_path):
+    sources = {f"source number {number}": source("texts", [TEXT] * 7, 3) for number in range(40)}
+    module = make_module(sources, batch_size=8)
+    trainer(tmp_path, max_steps=2).fit(Recorder(), datamodule=module)
+    state = module.state_dict()
+    assert {type(value) for value in state.values()} == {int}
+    assert len(json.dumps(state)) <= 1024
+    assert state["position"] == 16
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_a_source_of_which_too_many_rows_are_rejected_does_not_start(make_module, split):
+    sources = {"train": {"good": source("good", [TEXT])}, "heldout": {"held": source("held", [TEXT])}}
+    sources[split]["mine"] = source("rows", [*[TEXT] * 97, None, None, None])
+    make_module(*sources.values(), max_skip_rate=0.03).setup("fit")
+    with pytest.raises(DataError) as error:
+        make_module(*sources.values(), max_skip_rate=0.02).setup("fit")
+    said = str(error.value)
+    assert said.startswith(
+        f"{split} source 'mine': 3 of 100 rows were rejected (missing_key 3), expected at most max_skip"
+    )
+    assert "rows.json[97]: no 'response'" in said
+    assert said.endswith("repair what python -m macaw_lit.doctor shows, or raise data.max_skip_rate")
+    assert "\n" not in said
+
+
+def test_strict_reading_stops_at_one_row(make_module):
+    with pytest.raises(DataError, match="1 of 1000 rows were rejected"):
+        make_module({"mine": source("rows", [*[TEXT] * 999, None])}, max_skip_rate=0.0).setup("fit")
+    with pytest.raises(ConfigError, match=r"max_skip_rate=2; expected a share of rows from 0 to 1"):
+        make_module({"mine": source("rows", [TEXT])}, max_skip_rate=2)
+
+
+def test_joined_rows_count_as_these(make_module):
+    def joined() -> Iterator[Row]:
+        for number in range(25):
+            turns = (Turn("user", "What?"), Turn("assistant", "That."))
+            yield Sample(turns, f"joined/{number}", "joined", {"rows": [f"{number}.{part}" for part in range(4)]})
+        yield Rejection("missing_key", "joined.json[100]", "no 'response'")
+
+    module = make_module({"joined": Source(joined)}, max_skip_rate=0.01)  # 1 of 101, not 1 of 26
+    module.setup("fit")
+    assert module.table() == [("train", "joined", 100, 1, "missing_key 1")]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -262,8 +326,11 @@ def test_resume_with_other_data_is_refused(make_module, tmp_path):
     _, run = fit(make_module, tmp_path, max_steps=1, max_epochs=1)
     run.save_checkpoint(tmp_path / "a.ckpt")
     other = make_module({"texts": source("texts", [TEXT] * 8)})
-    with pytest.raises(ConfigError, match=r"\(0, 7\).*\(0, 8\)"):
+    with pytest.raises(ConfigError, match="seed 0, 7 rows per epoch.* seed 0, 8 rows per epoch"):
         trainer(tmp_path, max_epochs=1).fit(Recorder(), datamodule=other, ckpt_path=tmp_path / "a.ckpt")
+    renamed = make_module({"other": source("texts", [TEXT] * 7)})
+    with pytest.raises(ConfigError, match="restore seed, sources and shares"):
+        trainer(tmp_path, max_epochs=1).fit(Recorder(), datamodule=renamed, ckpt_path=tmp_path / "a.ckpt")
 
 
 def test_overfitting_and_limiting_batches_work(make_module, tmp_path):

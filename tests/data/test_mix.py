@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from macaw_lit.data.mix import MixtureSampler
+from macaw_lit.data.mix import MixtureSampler, counts_of
 from macaw_lit.errors import ConfigError
 
 
@@ -89,3 +89,37 @@ def test_an_epoch_can_begin_at_any_position_and_later_epochs_are_whole(world: in
 def test_settings_that_cannot_work(lengths: list[int], counts: list[int | None], seed: int):
     with pytest.raises(ConfigError):
         MixtureSampler(lengths, counts, seed)
+
+
+@given(st.lists(st.floats(0.05, 20), min_size=1, max_size=5), st.integers(2000, 10_000))
+def test_weights_deal_out_every_row_in_proportion(weights: list[float], rows: int):
+    counts = counts_of({str(number): (None, weight) for number, weight in enumerate(weights)}, rows)
+    assert sum(counts) == rows
+    for count, weight in zip(counts, weights, strict=True):
+        assert abs(count - rows * weight / sum(weights)) < 1, "rounded up or down, and never further"
+
+
+def test_counts_stay_and_the_remainder_goes_to_the_largest_fractions():
+    assert counts_of({"a": (7, None), "b": (None, None)}, None) == [7, None]
+    assert counts_of({"a": (None, 1), "b": (None, 1), "c": (None, 2)}, 100) == [25, 25, 50]
+    # Shares of 10 by 3 : 3 : 4.5 are 2.857, 2.857 and 4.286: the two rows that are left go to the first two.
+    assert counts_of({"a": (None, 3), "b": (None, 3), "c": (None, 4.5)}, 10) == [3, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("shares", "rows", "said"),
+    [
+        ({"a": (5, 0.5)}, None, "source 'a' has count=5 and weight=0.5; give one of them"),
+        ({"a": (None, 1.0), "b": (5, None)}, 10, "a have a weight, b none"),
+        ({"a": (None, 1.0)}, None, "set data.rows_per_epoch"),
+        ({"a": (3, None)}, 10, "rows_per_epoch=10 and no weights"),
+        ({"a": (None, 0.0)}, 10, "weight=0.0; expected a positive number"),
+        ({"a": (None, float("nan"))}, 10, "weight=nan; expected a positive number"),
+        ({"a": (None, 1.0), "b": (None, 0.001)}, 10, "source 'b' with weight=0.001 gets none of rows_per_epoch=10"),
+    ],
+)
+def test_shares_that_cannot_be_dealt_out(shares, rows, said: str):
+    with pytest.raises(ConfigError) as error:
+        counts_of(shares, rows)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)

@@ -19,7 +19,7 @@ LIMIT = 600  # seconds; the first run of DeepSpeed on a machine compiles for min
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(LIMIT + 60)]
 
 
-def launch(out: Path, processes: int, *words: str) -> None:
+def launch(out: Path, processes: int, *words: str, script: Path = SCRIPT) -> None:
     """Runs all processes to their end, or ends those that are left; they end by themselves if this one dies."""
     shared = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "WORLD_SIZE": str(processes)}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20_000 + os.getpid() % 30_000)}
@@ -30,7 +30,7 @@ def launch(out: Path, processes: int, *words: str) -> None:
             environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             with log.open("w") as file:
                 started.append(
-                    subprocess.Popen([sys.executable, str(SCRIPT), *words], env=environment, stdout=file, stderr=file)
+                    subprocess.Popen([sys.executable, str(script), *words], env=environment, stdout=file, stderr=file)
                 )
         deadline = time.monotonic() + LIMIT
         while any(process.poll() is None for process in started):
@@ -89,3 +89,23 @@ def test_two_processes_do_what_one_does(
     batch = make_batch(models[0], [(1, {"image": 1}), (2, {}), (3, {"video": 1, "audio": 1})])
     first, second = (model(batch).nll for model in models)
     torch.testing.assert_close(second, first, rtol=1e-5, atol=0)  # weights that differ by 1e-8, through the model
+
+
+def test_all_processes_stop_where_one_meets_too_many_bad_samples(tokenizer_folder: Path, tmp_path: Path):
+    launch(tmp_path, 2, str(tokenizer_folder), str(tmp_path), script=SCRIPT.with_name("skips.py"))
+    ends, others = (json.loads((tmp_path / f"ends{rank}.json").read_text()) for rank in range(2))
+    assert ends == others, "at the same step, with the same line"
+    step, line = ends["strict"]
+    assert step == 2, "the second process meets its first bad row in its second batch"
+    assert line.startswith("train source 'mine', epoch 0: ")
+    assert "rows were skipped (missing " in line
+    step, line = ends["usual"]
+    assert step == 10, "the first look"
+    ledgers = {name: json.loads((tmp_path / name / "ledger.json").read_text()) for name in ends}
+    lost, seen = ledgers["usual"]["skipped"]["missing"], ledgers["usual"]["seen"]
+    assert line.startswith(f"train source 'mine', epoch 0: {lost} of {seen} rows were skipped (missing {lost})")
+    assert ledgers["usual"]["used"] == seen - lost == 40
+    assert ends["whole"] == ends["resumed"] == [15, ""]
+    assert ledgers["resumed"] == ledgers["whole"]
+    assert ledgers["whole"]["used"] == 60
+    assert ledgers["whole"]["skipped"]["missing"] >= 10

@@ -1,8 +1,11 @@
 """What is watched while training: the ledger through a checkpoint and back, and the health of the alignment."""
 
+import itertools
 import json
+import random
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +13,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch.utils.data import DataLoader
 
-from macaw_lit.errors import ConfigError
-from macaw_lit.training.callbacks import AlignmentHealth, Ledger, PrintWeights
+from macaw_lit.data.accounts import is_certain
+from macaw_lit.errors import ConfigError, DataError
+from macaw_lit.training.callbacks import CHECK_EVERY, AlignmentHealth, Ledger, PrintWeights
 from macaw_lit.training.module import MacawModule
 from macaw_lit.training.optim import adamw
 
@@ -29,16 +33,31 @@ def module_of(sizes) -> MacawModule:
     return MacawModule(sizes, lambda model: adamw(model, lr=0.01, weight_decay=0.0))
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+def written(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "ledger.json").read_text())
+
+
+SKIPPED = {"missing": 1, "empty": 1, "unreadable": 1}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_every_sample_is_accounted_for(sizes, make_data, make_trainer, tmp_path, paths, num_workers):
-    ledger = Ledger()
-    make_trainer(ledger, max_epochs=2).fit(module_of(sizes), make_data(paths, num_workers=num_workers))
-    written = json.loads((tmp_path / "ledger.json").read_text())
-    assert written == ledger.state_dict()
-    assert written["used"] == 16, "each unusable row has a stand-in"
-    assert written["skipped"] == {"missing": 2, "empty": 2, "unreadable": 2}
-    assert written["seen"] == written["used"] + sum(written["skipped"].values())
-    assert written["truncated"] == 0
+    metrics = Metrics()
+    trainer = make_trainer(Ledger(max_skip_rate=1), max_epochs=2, logger=metrics, log_every_n_steps=100)
+    trainer.fit(module_of(sizes), make_data(paths, num_workers=num_workers, max_skip_rate=1))
+    ledger = written(tmp_path)
+    epoch = {"seen": 11, "used": 8, "truncated": 0, "skipped": SKIPPED}
+    for number in ("0", "1"):
+        account = ledger["epochs"][number]["shades"]
+        assert account.pop("first").startswith("shades/")
+        assert account == epoch, "each unusable row has a stand-in"
+    assert ledger["skipped"] == dict.fromkeys(SKIPPED, 2)
+    assert (ledger["seen"], ledger["used"], ledger["truncated"]) == (22, 16, 0)
+    assert ledger["sources"]["shades"]["skipped"] == ledger["skipped"]
+    assert ledger["read"] == [{"split": "train", "source": "shades", "usable": 8, "rejected": {}}]
+    assert {step: mix for step, mix in metrics.steps.items() if "mix/shades" in mix} == {
+        step: {"mix/shades": 8.0, "skipped/shades": 3.0} for step in (4, 8)
+    }
 
 
 def test_what_arrived_is_printed_and_what_did_not_is_said(sizes, model, make_batch, make_trainer, tmp_path, capsys):
@@ -62,24 +81,122 @@ def test_what_arrived_is_printed_and_what_did_not_is_said(sizes, model, make_bat
     assert set(module.model.config["identities"]) == {"vision"}
 
 
-def test_rows_that_were_cut_are_counted(sizes, model, make_batch, make_trainer, tmp_path):
-    batch = make_batch(model, [(1, {}), (2, {})])
-    batch.truncated = 1
+def test_rows_that_were_cut_are_counted_apart(sizes, model, make_batch, make_trainer, tmp_path):
+    batch = make_batch(model, [(1, {}), (2, {}), (3, {})])
+    batch.sources, batch.truncated, batch.epoch = ["a", "b", "b"], ("b",), 4
     make_trainer(Ledger(), max_steps=3).fit(module_of(sizes), DataLoader([batch] * 3, batch_size=None))
-    assert json.loads((tmp_path / "ledger.json").read_text()) == {"seen": 6, "used": 6, "truncated": 3, "skipped": {}}
+    a = {"seen": 3, "used": 3, "truncated": 0, "skipped": {}}
+    b = {"seen": 6, "used": 3, "truncated": 3, "skipped": {}}
+    whole = {"seen": 9, "used": 6, "truncated": 3, "skipped": {}}
+    assert written(tmp_path) == {**whole, "sources": {"a": a, "b": b}, "epochs": {"4": {"a": a, "b": b}}}
 
 
 def test_a_resumed_run_goes_on_counting(sizes, make_data, make_trainer, tmp_path, paths):
-    saves = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=3, save_top_k=-1)
-    whole = Ledger()
-    make_trainer(whole, saves, max_steps=7).fit(module_of(sizes), make_data(paths))
+    saves = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    whole = Ledger(max_skip_rate=1)
+    make_trainer(whole, saves, max_steps=7).fit(module_of(sizes), make_data(paths, batch_size=3))  # 3 batches an epoch
+    for step in (2, 3, 4):
+        resumed, folder = Ledger(max_skip_rate=1), tmp_path / f"from{step}"
+        trainer = make_trainer(resumed, max_steps=7, folder=folder)
+        trainer.fit(module_of(sizes), make_data(paths, batch_size=3), ckpt_path=tmp_path / f"step={step}.ckpt")
+        assert resumed.state_dict() == whole.state_dict(), step
+        assert written(folder) == written(tmp_path)
+    epochs = whole.state_dict()["epochs"]
+    assert [epochs[number]["shades"]["used"] for number in ("0", "1", "2")] == [8, 8, 3]
+    assert whole.accounts().by_source()["shades"].skipped.total() > 6
+
+
+def test_the_epoch_is_the_mixtures_where_lightning_counts_on(sizes, make_data, make_trainer, tmp_path, paths):
+    last = ModelCheckpoint(tmp_path, save_last=True, save_on_train_epoch_end=True)
+    good = [path for path in paths if path.name.startswith("grey")]
+    make_trainer(Ledger(), last, max_steps=1, max_epochs=-1).fit(module_of(sizes), make_data(good))
     resumed = Ledger()
-    trainer = make_trainer(resumed, max_steps=7, folder=tmp_path / "resumed")
-    trainer.fit(module_of(sizes), make_data(paths), ckpt_path=tmp_path / "step=3.ckpt")
-    assert resumed.state_dict() == whole.state_dict()
-    assert whole.used == 14
-    assert whole.skipped.total() > 0
-    assert json.loads((tmp_path / "resumed" / "ledger.json").read_text()) == whole.state_dict()
+    trainer = make_trainer(resumed, max_steps=2, max_epochs=-1, folder=tmp_path / "on")
+    trainer.fit(module_of(sizes), make_data(good), ckpt_path=tmp_path / "last.ckpt")
+    assert list(resumed.state_dict()["epochs"]) == ["0"], "both batches are of the mixture's first epoch"
+
+
+# When a run stops
+
+
+def test_so_few_rows_tell_nothing():
+    assert not is_certain(1, 20, 0.01)
+    assert not is_certain(3, 99, 0.01), "less than one bad row was to be expected"
+    assert not is_certain(4, 100, 0.01)
+    assert is_certain(5, 100, 0.01), "1 expected, 3 standard deviations more"
+    assert not is_certain(130, 10_000, 0.01)
+    assert is_certain(131, 10_000, 0.01)
+    assert is_certain(1, 1_000_000, 0)
+    assert not is_certain(0, 1_000_000, 0)
+    assert not is_certain(100, 100, 1.0)
+
+
+def test_a_source_with_half_of_the_permitted_rate_goes_on():
+    draw, stopped = random.Random(0), 0
+    for _ in range(200):  # runs of 5,000 rows, looked at every 40
+        lost = list(itertools.accumulate(draw.random() < 0.005 for _ in range(5000)))
+        stopped += any(is_certain(lost[seen - 1], seen, 0.01) for seen in range(40, 5001, 40))
+    # By Poisson's distribution 5 of 100 come by chance once in 6,000 times, and later looks are ever surer.
+    assert stopped <= 2
+
+
+def stopped(sizes, data, trainer) -> str:
+    """The line that a run ends with."""
+    try:  # pytest.raises would keep workers' queues in a reference cycle, and torch then waits five seconds
+        trainer.fit(module_of(sizes), data)
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_strict_stops_at_the_first_bad_sample(sizes, make_data, make_trainer, tmp_path, paths, num_workers):
+    good = [path for path in paths if path.name.startswith("grey")]
+    data = make_data([*good * 4, tmp_path / "gone.jpg"], num_workers=num_workers)
+    trainer = make_trainer(Ledger(max_skip_rate=0), max_epochs=2)
+    line = stopped(sizes, data, trainer)
+    assert line.startswith("train source 'shades', epoch 0: 1 of ")
+    assert " rows were skipped (missing 1), expected at most max_skip_rate=0 of them; the first: shades/16: " in line
+    assert "gone.jpg" in line
+    assert line.endswith("repair what python -m macaw_lit.doctor shows, or raise data.max_skip_rate")
+    assert "\n" not in line
+    ledger = written(tmp_path)
+    assert ledger["skipped"] == {"missing": 1}
+    assert ledger["used"] == 2 * trainer.global_step, "of the batch that brought it, and of those before"
+
+
+def test_it_stops_within_an_epoch_as_soon_as_it_is_certain(sizes, make_data, make_trainer, tmp_path, paths):
+    data = make_data([paths[0], paths[1], Path(), Path()] * 30)
+    line = stopped(sizes, data, make_trainer(Ledger(max_skip_rate=0.1), max_epochs=1))
+    ledger = written(tmp_path)
+    assert ledger["used"] % (2 * CHECK_EVERY) == 0
+    assert ledger["used"] < 100
+    assert line.startswith(f"train source 'shades', epoch 0: {ledger['skipped']['missing']} of {ledger['seen']} rows")
+
+
+def test_a_small_source_is_judged_at_the_end_of_an_epoch(sizes, make_data, make_trainer, tmp_path, paths):
+    saves = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    line = stopped(sizes, make_data(paths), make_trainer(Ledger(max_skip_rate=0.2), saves, max_epochs=2))
+    assert line.startswith("train source 'shades', epoch 0: 3 of 11 rows were skipped (")
+    assert (tmp_path / "epoch=0.ckpt").exists(), "nothing is lost"
+    assert written(tmp_path)["epochs"].keys() == {"0"}
+    assert stopped(sizes, make_data(paths), make_trainer(Ledger(max_skip_rate=3 / 11), max_epochs=2)) == ""
+
+
+def test_with_the_last_epoch_the_model_is_saved_first(sizes, make_data, make_trainer, tmp_path, paths):
+    ledger = Ledger(max_skip_rate=0.2)
+    assert stopped(sizes, make_data(paths), make_trainer(ledger, max_epochs=1)) == ""
+    with pytest.raises(DataError, match="the model is saved, but train source 'shades', epoch 0: 3 of 11 rows"):
+        ledger.settle()
+    ledger = Ledger(max_skip_rate=0.2)
+    assert stopped(sizes, make_data(paths), make_trainer(ledger, max_steps=2)) == ""
+    ledger.settle()  # an epoch that was broken off tells nothing
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.5])
+def test_a_rate_that_is_no_share_is_refused(rate):
+    with pytest.raises(ConfigError, match="expected a share of rows from 0 to 1"):
+        Ledger(max_skip_rate=rate)
 
 
 class Metrics(DummyLogger):

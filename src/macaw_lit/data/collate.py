@@ -36,8 +36,10 @@ class Collator:
             labels=self._pad(labels, IGNORE) if labels else None,
             media={kind: self._media(kind, examples) for kind in self.shapes},
             uids=[example.uid for example in examples],
-            truncated=sum(example.truncated for example in examples),
+            sources=[example.source for example in examples],
+            truncated=tuple(example.source for example in examples if example.truncated),
             skipped=tuple(rejection for example in examples for rejection in example.skipped),
+            epoch=max((example.epoch for example in examples), default=0),
         )
 
     def _media(self, kind: str, examples: Sequence[Example]) -> Media:

@@ -1,40 +1,34 @@
 """Sources in, batches out: the LightningDataModule."""
 
-from collections import Counter
+import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Sampler
 
+from macaw_lit.data.accounts import Tally, check_rate
 from macaw_lit.data.collate import Collator
-from macaw_lit.data.mix import Draw, MixtureSampler
+from macaw_lit.data.mix import Draw, MixtureSampler, counts_of
 from macaw_lit.data.preprocess import Preprocessor, Tokenizer
 from macaw_lit.data.rows import Loader, Rows, in_words
 from macaw_lit.data.steps import StepLoader
-from macaw_lit.errors import ConfigError, DataError
+from macaw_lit.errors import ConfigError
 from macaw_lit.types import Example, MediaSpec, Rejection, Sample
 
 
 @dataclass(frozen=True)
 class Source:
-    """A reader and its share: `count` rows per epoch, None for all. Of a held-out source always the same ones."""
+    """A reader and its share: `count` rows per epoch, None for all. Of a held-out source always the same ones.
+
+    A source to train on may have a `weight` instead: a share of the data module's `rows_per_epoch`.
+    """
 
     read: Callable[[], Iterator[Sample | Rejection]]
     count: int | None = None
-
-
-@dataclass
-class Tally:
-    """What became of a source's rows: how many are usable, and how many were rejected for which cause."""
-
-    split: str
-    source: str
-    usable: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-    first: Rejection | None = None
+    weight: int | float | None = None
 
 
 class MacawDataModule(LightningDataModule):
@@ -52,6 +46,12 @@ class MacawDataModule(LightningDataModule):
         seed: of the mixture.
         repeat: sources smaller than their count are repeated by whole passes.
         pin_memory: batches arrive in page-locked memory, for GPUs.
+        rows_per_epoch: dealt to the sources by their weights, if they have weights.
+        max_skip_rate: the greatest share of a source's rows that its reader may reject, from 0 to 1. What proves
+            unusable in training is the affair of `training.callbacks.Ledger`.
+
+    Raises:
+        ConfigError: counts, weights or `max_skip_rate` cannot work.
     """
 
     def __init__(
@@ -64,8 +64,18 @@ class MacawDataModule(LightningDataModule):
         seed: int = 0,
         repeat: bool = False,
         pin_memory: bool = False,
+        rows_per_epoch: int | None = None,
+        max_skip_rate: int | float = 0.01,
     ) -> None:
         super().__init__()
+        check_rate(max_skip_rate)
+        shares = {name: (source.count, source.weight) for name, source in train.items()}
+        self.counts = counts_of(shares, rows_per_epoch)
+        if weighted := [name for name, source in (heldout or {}).items() if source.weight is not None]:
+            raise ConfigError(
+                f"held-out source {weighted[0]!r} has a weight; weights deal out training rows, give a count"
+            )
+        self.max_skip_rate = max_skip_rate
         self.sources: dict[str, dict[str, Source]] = {"train": dict(train), "heldout": dict(heldout or {})}
         self.samples: dict[str, dict[str, list[Sample]]] = {}
         self.ledger: list[Tally] = []
@@ -95,7 +105,7 @@ class MacawDataModule(LightningDataModule):
         """Reads what the stage needs and has not been read; `ledger` says what became of the rows.
 
         Raises:
-            DataError: a file cannot be read at all, or a source has no usable row.
+            DataError: a file cannot be read at all, or a source has no usable row or too many that are rejected.
         """
         self._resume = None  # restored after this hook, also by a validation, which is not to move a later training
         for split in ("train", "heldout") if stage in (None, "fit") else ("heldout",):
@@ -106,15 +116,10 @@ class MacawDataModule(LightningDataModule):
         tally = Tally(split, name)
         samples = []
         for row in self.sources[split][name].read():
+            tally.add(row)
             if isinstance(row, Sample):
                 samples.append(row)
-            else:
-                tally.rejected[row.cause] += 1
-                tally.first = tally.first or row
-        tally.usable = len(samples)
-        if not samples:
-            why = f"{in_words(tally.rejected)}, first at {tally.first.locator}" if tally.first else "it is empty"
-            raise DataError(f"{split} source {name!r} has no usable row ({why}); check its files or remove it")
+        tally.check(self.max_skip_rate)
         self.ledger.append(tally)
         count = self.sources[split][name].count
         if split == "train" or count is None:
@@ -131,8 +136,7 @@ class MacawDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Example]:
         """Batches of the mixture, padded on the right."""
         lengths = [len(samples) for samples in self.samples["train"].values()]
-        counts = [source.count for source in self.sources["train"].values()]
-        mixture = MixtureSampler(lengths, counts, self.seed, self.repeat, *self._rank())
+        mixture = MixtureSampler(lengths, self.counts, self.seed, self.repeat, *self._rank())
         if not self.trainer:
             return self._loader("train", mixture)
         self._sampler = _TrainedMixture(mixture, self.trainer, self.batch_size, self._resume_place)
@@ -152,7 +156,7 @@ class MacawDataModule(LightningDataModule):
 
     def _loader(self, split: str, sampler: Any, make: Callable[..., Loader] = Loader) -> DataLoader[Example]:
         return make(
-            Rows(list(self.samples[split].values()), self.preprocess),
+            Rows(self.samples[split], self.preprocess),
             Collator(self.preprocess.pad, self.preprocess.specs, "right"),
             batch_size=self.batch_size,
             sampler=sampler,
@@ -165,7 +169,14 @@ class MacawDataModule(LightningDataModule):
         if self._sampler is None:
             return {}
         epoch, position = self._sampler.place()
-        return {"epoch": epoch, "position": position, "seed": self.seed, "total": self._sampler.mixture.total}
+        return {"epoch": epoch, "position": position} | self._order()
+
+    def _order(self) -> dict[str, int]:
+        """What the order of an epoch depends on; `sources` is a checksum of their names, lengths and shares."""
+        assert self._sampler is not None
+        mixture = self._sampler.mixture
+        sources = repr((list(self.sources["train"]), mixture.lengths, mixture.sizes, mixture.passes))
+        return {"seed": self.seed, "total": mixture.total, "sources": zlib.crc32(sources.encode())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lets the next training loader go on where the state was saved."""
@@ -175,13 +186,18 @@ class MacawDataModule(LightningDataModule):
         """Epoch and position of the checkpoint that training goes on from, if there is one."""
         if self._resume is None or self._sampler is None:
             return None
-        before, now = (self._resume["seed"], self._resume["total"]), (self.seed, self._sampler.mixture.total)
+        now = self._order()
+        before = {name: self._resume.get(name) for name in now}
         if before != now:
             raise ConfigError(
-                f"the checkpoint was made with seed and rows per epoch {before}, the data now has {now}; "
-                f"restore them, or start anew from the model folder"
+                f"the checkpoint was made with {_in_words(before)}, the data now has {_in_words(now)}: restore seed, "
+                f"sources and shares, or start anew from the model folder"
             )
         return self._resume["epoch"], self._resume["position"]
+
+
+def _in_words(order: Mapping[str, int | None]) -> str:
+    return "seed {seed}, {total} rows per epoch, sources of checksum {sources}".format_map(order)
 
 
 class _TrainedMixture(Sampler[Draw]):

@@ -1,6 +1,7 @@
 """A seeded mixture of sources whose order is a pure function of seed, epoch and position."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -91,3 +92,39 @@ class MixtureSampler(Sampler[Draw]):
         per_pass = length // size
         shuffled = np.random.default_rng([self.seed, 1 + source, epoch // per_pass]).permutation(length)
         return shuffled[epoch % per_pass * size :][:size]
+
+
+def counts_of(shares: Mapping[str, tuple[int | None, int | float | None]], rows: int | None) -> list[int | None]:
+    """Rows of each source per epoch, None for all; `shares` maps each to a count, a weight, or neither.
+
+    Weights deal out `rows` in proportion, exactly: a remainder goes to the largest fractions (Hamilton's method).
+
+    Raises:
+        ConfigError: a source has both, some have weights and others not, a weight is not positive or too small for one
+            row, or there are weights without rows or rows without weights.
+    """
+    if both := [name for name, (count, weight) in shares.items() if count is not None and weight is not None]:
+        count, weight = shares[both[0]]
+        raise ConfigError(f"source {both[0]!r} has count={count} and weight={weight}; give one of them, null the other")
+    weights = {name: weight for name, (_, weight) in shares.items() if weight is not None}
+    if not weights:
+        if rows is not None:
+            raise ConfigError(f"rows_per_epoch={rows} and no weights to deal them out by; give each source a weight")
+        return [count for count, _ in shares.values()]
+    if without := [name for name in shares if name not in weights]:
+        raise ConfigError(
+            f"{', '.join(weights)} have a weight, {', '.join(without)} none; give all sources one, or none"
+        )
+    if bad := [name for name, weight in weights.items() if not 0 < weight < math.inf]:
+        raise ConfigError(f"source {bad[0]!r} has weight={weights[bad[0]]}; expected a positive number")
+    if rows is None:
+        raise ConfigError("weights without rows to deal out; set data.rows_per_epoch, or give counts instead")
+    exact = {name: rows * weight / sum(weights.values()) for name, weight in weights.items()}
+    counts = {name: math.floor(share) for name, share in exact.items()}
+    for name in sorted(exact, key=lambda name: counts[name] - exact[name])[: rows - sum(counts.values())]:
+        counts[name] += 1
+    if none := [name for name, count in counts.items() if count < 1]:
+        raise ConfigError(
+            f"source {none[0]!r} with weight={weights[none[0]]} gets none of rows_per_epoch={rows}; raise one"
+        )
+    return list(counts.values())

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,12 +22,17 @@ class Rows(Dataset[Example]):
     """Samples of all sources as examples; a sample that proves unusable is replaced by the next of its source.
 
     The stand-in carries what it replaced in `Example.skipped`, so that rows seen = rows used + rows skipped.
+
+    Args:
+        sources: the mixture's name of each source → its samples; indices run through them in this order.
+        preprocess: makes an example of a sample.
     """
 
-    def __init__(self, sources: Sequence[Sequence[Sample]], preprocess: Preprocessor) -> None:
-        self.sources = sources
+    def __init__(self, sources: Mapping[str, Sequence[Sample]], preprocess: Preprocessor) -> None:
+        self.names = list(sources)
+        self.sources = list(sources.values())
         self.preprocess = preprocess
-        self.ends = list(itertools.accumulate(map(len, sources)))
+        self.ends = list(itertools.accumulate(map(len, self.sources)))
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -40,15 +45,16 @@ class Rows(Dataset[Example]):
         """
         epoch, index = draw if isinstance(draw, tuple) else (0, draw)
         source = next(place for place, end in enumerate(self.ends) if index < end)
-        samples = self.sources[source]
+        samples, name = self.sources[source], self.names[source]
         first = index - (self.ends[source] - len(samples))
         skipped: list[Rejection] = []
         for step in range(min(MAX_REPLACEMENTS, len(samples))):
             sample = samples[(first + step) % len(samples)]
             try:
-                return replace(self.preprocess(sample, epoch=epoch), skipped=tuple(skipped))
+                example = self.preprocess(sample, epoch=epoch)
+                return replace(example, skipped=tuple(skipped), source=name, epoch=epoch)
             except SampleError as error:
-                skipped.append(Rejection(error.cause, sample.uid, str(error)))
+                skipped.append(Rejection(error.cause, sample.uid, str(error), name))
         causes = in_words(Counter(rejection.cause for rejection in skipped))
         raise DataError(
             f"{len(skipped)} samples in a row of {samples[first].source} are unusable ({causes}), the last one: "

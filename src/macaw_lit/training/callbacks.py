@@ -1,7 +1,6 @@
 """What is watched while training."""
 
 import json
-from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,52 +12,119 @@ from rich.table import Table
 from torch import distributed
 from torch.optim import Optimizer
 
-from macaw_lit.errors import ConfigError
+from macaw_lit.data.accounts import Accounts, check_rate, is_certain, too_many, total
+from macaw_lit.data.datamodule import MacawDataModule
+from macaw_lit.errors import ConfigError, DataError
 from macaw_lit.health import COLLAPSED, Health, gradient_shares, watched
 from macaw_lit.model import Macaw
 from macaw_lit.training.module import MacawModule
 from macaw_lit.types import Batch
 
+CHECK_EVERY = 10  # batches from one look at the ledgers of all processes to the next, which waits for them
+
 
 class Ledger(Callback):
-    """Counts what happened to every sample that training touched: seen = used + skipped, exactly, by cause.
+    """Counts what happened to every sample that training touched: seen = used + truncated + skipped, exactly.
 
-    Written to `ledger.json` in the run folder when training ends, and restored with a checkpoint. Each process counts
-    its own; `state_dict` adds all up, and so must be called in all of them, as the Trainer does when it saves.
+    By epoch of the mixture, source and cause. The rows of each source that an epoch was trained on are logged as
+    `mix/<source>`, and those skipped as `skipped/<source>`, when it ends; `ledger.json` in the run folder is written
+    then and when training ends. A checkpoint restores the counts. Each process counts its own; `state_dict` adds all
+    up, and so must be called in all of them, as the Trainer does when it saves.
+
+    Training stops in all processes at once where a source loses more than `max_skip_rate` of the rows that the epoch
+    has seen of it: within an epoch as soon as that is certain, as `data.accounts.is_certain` has it, looked at every
+    `CHECK_EVERY` batches; and exactly when an epoch is over, once its checkpoint is saved. With the last epoch there is
+    nothing left to stop: `settle` raises when the model has been saved.
+
+    Args:
+        max_skip_rate: from 0, which stops at the first bad sample, to 1, which never stops.
+
+    Raises:
+        ConfigError: it is no share.
+        DataError: too many samples of a source were skipped.
     """
 
-    def __init__(self) -> None:
-        self.used = 0
-        self.truncated = 0
-        self.skipped: Counter[str] = Counter()
-        self._before: dict[str, Any] = {"used": 0, "truncated": 0, "skipped": {}}
+    def __init__(self, max_skip_rate: int | float = 0.01) -> None:
+        check_rate(max_skip_rate)
+        self.max_skip_rate = max_skip_rate
+        self._own = Accounts()
+        self._before: dict[str, Any] = {}
+        self._epoch: int | None = None  # of the last batch; None before the first
+        self._over: str | None = None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._over:
+            raise DataError(self._over)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self.used += len(batch.uids)
-        self.truncated += batch.truncated
-        self.skipped.update(rejection.cause for rejection in batch.skipped)
+        self._own.count(batch)
+        self._epoch = batch.epoch
+        if self.max_skip_rate == 0 or (batch_idx + 1) % CHECK_EVERY == 0:
+            accounts = self.accounts()
+            if line := self._too_many(accounts, exactly=False):
+                _write(trainer, accounts)
+                raise DataError(line)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._epoch is None:  # resumed where an epoch ended
+            return
+        accounts = self.accounts()
+        _write(trainer, accounts)
+        sources = accounts[self._epoch]
+        rows = {f"mix/{name}": float(account.trained) for name, account in sources.items()}
+        rows |= {f"skipped/{name}": float(account.skipped.total()) for name, account in sources.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(rows, trainer.global_step)
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:  # not where max_steps broke the epoch off
+            self._over = self._too_many(accounts, exactly=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        state = self.state_dict()
-        if trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / "ledger.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        _write(trainer, self.accounts())
+
+    def settle(self) -> None:
+        """Raises what the last epoch's end told; to be called when all has been saved."""
+        if self._over:
+            raise DataError(f"the model is saved, but {self._over}")
+
+    def accounts(self) -> Accounts:
+        """Counts of all processes, and of what a run that this one continues had counted; for all processes to call."""
+        whole = Accounts()
+        for state in (self._before, *_from_all_processes(self._own.as_json())):
+            whole.add(state)
+        return whole
+
+    def _too_many(self, accounts: Accounts, exactly: bool) -> str | None:
+        assert self._epoch is not None
+        for name, account in accounts[self._epoch].items():
+            lost = account.skipped.total()
+            over = lost > self.max_skip_rate * account.seen
+            if over and (exactly or is_certain(lost, account.seen, self.max_skip_rate)):
+                where = f"train source {name!r}, epoch {self._epoch}"
+                return too_many(where, "skipped", account.skipped, account.seen, account.first, self.max_skip_rate)
+        return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts of all processes, and of what a run that this one continues had counted."""
-        own = {"used": self.used, "truncated": self.truncated, "skipped": dict(self.skipped)}
-        counts = [self._before, *_from_all_processes(own)]
-        skipped: Counter[str] = Counter()
-        for count in counts:
-            skipped.update(count["skipped"])
-        used, truncated = (sum(count[name] for count in counts) for name in ("used", "truncated"))
-        return {"seen": used + skipped.total(), "used": used, "truncated": truncated, "skipped": dict(skipped)}
+        """`accounts`, as plain values."""
+        return {"epochs": self.accounts().as_json()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._before = state_dict
+        self._before = state_dict["epochs"]
+
+
+def _write(trainer: Trainer, accounts: Accounts) -> None:
+    """Write `ledger.json`: all rows, by source, by epoch and source, and what the readers made of the files."""
+    if not trainer.is_global_zero:
+        return
+    sources = accounts.by_source()
+    content = total(sources.values()).as_json()
+    content |= {"sources": {name: account.as_json() for name, account in sources.items()}, "epochs": accounts.as_json()}
+    if isinstance(data := getattr(trainer, "datamodule", None), MacawDataModule):
+        content["read"] = [tally.as_json() for tally in data.ledger]
+    path = Path(trainer.default_root_dir) / "ledger.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _from_all_processes(value: dict[str, Any]) -> list[dict[str, Any]]:
