@@ -14,7 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from macaw_lit.cli import command
 from macaw_lit.data import fetch as net
 from macaw_lit.data.unpack import is_unpacked, unpack
-from macaw_lit.errors import ConfigError, DataError
+from macaw_lit.errors import ConfigError, DataError, unwritable
 
 
 @command("download", paths=("root",))
@@ -90,7 +90,7 @@ def _alone(root: Path) -> Iterator[None]:
     except Timeout as error:
         raise ConfigError(f"{root} is being filled by another process; wait for it or stop it") from error
     except OSError as error:
-        raise net.disk_error(root, error) from error
+        raise unwritable(root, error) from error
     try:
         yield
     finally:

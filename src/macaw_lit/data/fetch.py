@@ -13,7 +13,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from macaw_lit.errors import ConfigError, DataError, in_one_line
+from macaw_lit.errors import ConfigError, DataError, in_one_line, unwritable
 
 BLOCK = 2**18
 Progress = Callable[[str, int, int | None], None]
@@ -93,14 +93,8 @@ def fetch(remote: Remote, patience: Patience, progress: Progress) -> str:
         noted = _note(remote, part, progress)
         part.replace(remote.path)
     except OSError as error:
-        raise disk_error(remote.path, error) from error
+        raise unwritable(remote.path, error) from error
     return words + (noted or "fetched and verified")
-
-
-def disk_error(path: Path, error: OSError) -> DataError:
-    """What the disk has to say, such as that it is full."""
-    reason = error.strerror or in_one_line(error)
-    return DataError(f"{path}: cannot be written ({reason}); make room or choose another root, and run again to go on")
 
 
 def room_for(path: Path, wanted: int) -> None:
@@ -227,7 +221,7 @@ def _copy(
             file.write(block)
             file.flush()
         except OSError as error:
-            raise disk_error(path, error) from error
+            raise unwritable(path, error) from error
         done += len(block)
         progress(f"fetching {path.name}", done, total)
     if total is not None and done < total:  # http.client does not tell when it is asked for blocks

@@ -7,8 +7,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from macaw_lit.data.fetch import Progress, disk_error, room_for
-from macaw_lit.errors import DataError, in_one_line
+from macaw_lit.data.fetch import Progress, room_for
+from macaw_lit.errors import DataError, in_one_line, unwritable
 
 
 def unpack(archive: Path, folder: Path, inside: str, progress: Progress) -> int:
@@ -47,7 +47,7 @@ def unpack(archive: Path, folder: Path, inside: str, progress: Progress) -> int:
         remedy = "delete it and run again"
         raise DataError(f"{archive}: damaged or no zip ({in_one_line(error)}); {remedy}") from error
     except OSError as error:
-        raise disk_error(folder, error) from error
+        raise unwritable(folder, error) from error
     return len(wanted)
 
 
