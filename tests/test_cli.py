@@ -150,7 +150,7 @@ def test_a_second_mistake_does_not_hide_the_hint(ask):
 
 def test_missing_values_are_named_before_anything_runs(ask):
     code, _, err = ask(lambda cfg: pytest.fail("ran"), name="predict")
-    assert (code, err) == (1, "error: instruction, model must be given: add instruction=… model=…\n")
+    assert (code, err) == (1, "error: model must be given: add model=…\n")
     with pytest.raises(ConfigError, match="a\\.b must be given"):
         require_all(OmegaConf.create({"a": {"b": "???"}, "c": "${a.b}"}))
 

@@ -24,7 +24,8 @@ def test_run_build_and_review_without_a_server(call, tmp_path, words):
     code, out, err = call(main, tmp_path, *words)
     assert (code, err) == (0, "captions.json: rejected 1 media_missing\n")
     assert "2 media settled, 0 before, 0 left; faults met: none" in out
-    names = {"journal.jsonl", "macaw.json", "llava.json", "messages.jsonl", "statistics.json", "statistics.png"}
+    files = ("journal.jsonl", "macaw.json", "llava.json", "messages.jsonl", "statistics.json", "statistics.png")
+    names = {*files, "DATASET_CARD.md"}
     assert names <= {path.name for path in (tmp_path / "out").iterdir()}
     before = {name: (tmp_path / "out" / name).read_bytes() for name in names - {"statistics.png"}}
     code, out, _ = call(main, tmp_path, *words)
@@ -79,6 +80,9 @@ def test_a_batch_goes_out_and_comes_back_once(call, tmp_path, words):
         ("action=review", "action=review needs a file: add sheet=…"),
         ("strict=true", "captions.json[2]: media_missing"),
         ("filters=[lenght]", "'lenght' is unknown"),
+        ("alike=0.1", "alike=0.1: expected a share from 0.6 to 1"),
+        ("least_grounded=2.0", "least_grounded=2.0: expected a share above 0"),
+        ("target=captions.json", "captions.json/journal.jsonl: cannot be written"),
         ("temprature=1.0", "temprature: no such key; did you mean temperature?"),
     ],
 )

@@ -90,6 +90,14 @@ def test_every_kind_and_number_of_media_reaches_the_model(ask, expected, media, 
     assert ask(*words, "instruction=What is this?") == (0, expected("What is this?", *ASKED[words]) + "\n", "")
 
 
+def test_a_question_may_be_spoken(ask, answerer, media):
+    refs = (MediaRef("image", media / "a.jpg"), MediaRef("audio", media / "beep.wav"))
+    spoken = Sample((Turn("user", "", refs, spoken=True),), "x", "test")
+    assert ask("image=a.jpg", "audio=beep.wav") == (0, answerer([spoken])[0] + "\n", "")
+    assert "instruction must be given: add instruction=…, or audio=…" in refusal(ask("image=a.jpg"))
+    assert "the instruction is empty" in refusal(ask("audio=beep.wav", "instruction="))
+
+
 def test_the_answers_tell_the_media_apart(expected, media):
     answers = [expected("What is this?", *refs) for refs in ASKED.values()]
     assert len(set(answers)) > len(answers) // 2, "a model that always says the same would pass the test above"

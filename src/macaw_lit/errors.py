@@ -1,5 +1,7 @@
 """The errors a user can cause: each message says the value, what was expected, and the remedy."""
 
+from pathlib import Path
+
 
 class MacawError(Exception):
     """A user's mistake. Commands print its message on one line and exit with code 1, without a traceback."""
@@ -36,6 +38,12 @@ class SampleError(MacawError):
 
 class MediaError(SampleError):
     """A picture, video or sound that cannot be used, for a `cause` such as `missing`, `empty` or `truncated`."""
+
+
+def unwritable(path: Path, error: OSError) -> DataError:
+    """What the disk had to say to a write, such as that it is full."""
+    reason = error.strerror or in_one_line(error)
+    return DataError(f"{path}: cannot be written ({reason}); make room or choose another place, and run again to go on")
 
 
 def in_one_line(error: Exception) -> str:

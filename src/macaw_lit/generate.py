@@ -72,7 +72,8 @@ def _project(settings: dict[str, Any]) -> "Project":
     project = Project.of(Path(settings["target"]), records, asking, Budget(**settings["budget"]), price)
     project.limits = Limits(**settings["limits"])
     sheet = settings["sheet"] if settings["action"] != "review" else None
-    rules = {name: settings[name] for name in ("filters", "near_duplicate", "most_repeats", "formats")}
+    names = ("filters", "near_duplicate", "most_repeats", "alike", "least_grounded", "formats")
+    rules = {name: settings[name] for name in names}
     project.finish = Finish(**rules, sheet=None if sheet is None else Path(sheet))
     return project
 

@@ -5,11 +5,14 @@ import warnings
 from omegaconf import DictConfig, ListConfig
 
 from macaw_lit.cli import command
+from macaw_lit.errors import ConfigError
 
 
 @command("predict", text=("model.path", "instruction"), paths=("image", "video", "audio"))
 def main(cfg: DictConfig) -> None:
     """Print the answer of the model in the folder `cfg.model.path`, and nothing else."""
+    if cfg.instruction is None and not _paths(cfg.audio):
+        raise ConfigError("instruction must be given: add instruction=…, or audio=… in which the question is spoken")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         print(_answer(cfg))
@@ -24,7 +27,8 @@ def _answer(cfg: DictConfig) -> str:
     media = tuple(MediaRef(kind, path) for kind in ("image", "video", "audio") for path in _paths(cfg[kind]))
     if "audio" in answerer.preprocess.specs:
         media = with_sounds(media)
-    return answerer([Sample((Turn("user", cfg.instruction, media),), uid="question", source="predict")])[0]
+    asked = Turn("user", cfg.instruction or "", media, spoken=cfg.instruction is None)
+    return answerer([Sample((asked,), uid="question", source="predict")])[0]
 
 
 def _paths(value: str | ListConfig | None) -> list[str]:

@@ -28,7 +28,8 @@ class MacawProcessor:
     A message is `{"role": …, "content": …}`, its content a text or a list of parts: `{"type": "text", "text": …}`, or
     a medium such as `{"type": "image", "path": …}`. In place of `path` a medium has `url`, of a local file, or its own
     type as key, as in `{"type": "image", "image": picture}`: a path, a Pillow picture, or a decoded array (see
-    `types.Decoded`; a video also as a list of pictures). Nothing is ever fetched from a network.
+    `types.Decoded`; a video also as a list of pictures). A user's parts with an `audio` and no text are a question that
+    is spoken. Nothing is ever fetched from a network.
     """
 
     def __init__(self, preprocess: Preprocessor) -> None:
@@ -124,7 +125,8 @@ class MacawProcessor:
         media = tuple(self._ref(part) for part in parts if part.get("type") != "text")
         if sounds and "audio" in self.preprocess.specs:
             media = with_sounds(media)
-        return Turn(role, "".join(texts), media)
+        spoken = role == "user" and not texts and any(part.get("type") == "audio" for part in parts)
+        return Turn(role, "".join(texts), media, spoken)
 
     def _ref(self, part: Message) -> MediaRef:
         kind = part.get("type")

@@ -45,11 +45,16 @@ class Decoded(MediaRef):
 
 @dataclass(frozen=True)
 class Turn:
-    """One utterance of a dialogue with the media that belong to it."""
+    """One utterance of a dialogue with the media that belong to it.
+
+    Attributes:
+        spoken: a user's turn that is heard and not read: it has a sound, and its text is empty.
+    """
 
     role: Role
     text: str
     media: tuple[MediaRef, ...] = ()
+    spoken: bool = False
 
 
 @dataclass(frozen=True)

@@ -249,6 +249,13 @@ def test_dropped_media_are_a_function_of_seed_epoch_and_uid(tokenizer, specs, pi
     assert set(kinds(0, predict=True)) == {("image", "audio")}
 
 
+def test_a_spoken_question_is_never_dropped(tokenizer, specs, picture, tone):
+    drop = Preprocessor(tokenizer, specs, drop_media=1.0)
+    refs = (*media("image", picture(7)), *media("audio", tone(0.5)))
+    spoken = Sample((Turn("user", "", refs, spoken=True), Turn("assistant", "Red.")), "test/0", "test")
+    assert [tuple(drop(spoken, epoch=epoch).media) for epoch in range(8)] == [("audio",)] * 8
+
+
 def test_the_cache_changes_nothing(tokenizer, specs, picture: Callable[..., Path]):
     row = sample(("user", "A?", media("image", picture(77))), ("assistant", "a"))
     cached = Preprocessor(tokenizer, specs, cache_mb=1)

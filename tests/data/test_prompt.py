@@ -54,6 +54,12 @@ def test_prediction_ends_with_the_response_heading(gold: tuple):
     assert "secret" not in text(segments)
 
 
+def test_a_spoken_question_has_headings_and_no_text():
+    turn = Turn("user", "", (MediaRef("audio", "q.wav"),), spoken=True)
+    segments = Prompt().segments(Sample((turn, Turn("assistant", "Red.")), "test/0", "test"))
+    assert text(segments) == f"{HEADER}\n\n### Instruction:\n\n\n### Response:\nRed.</s>"
+
+
 def test_media_stand_before_the_text_of_their_turn():
     ref = MediaRef("image", "a.jpg")
     segments = Prompt().segments(sample(("user", "A?", (ref,)), ("assistant", "a")))

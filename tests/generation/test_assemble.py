@@ -41,6 +41,7 @@ def test_every_stage_is_counted(jobs, tmp_path):
         "length": 10,
         "leak": 9,
         "echo": 8,
+        "grounded": 8,
         "duplicate": 7,
         "near_duplicate": 6,
         "repeated": 4,
@@ -71,6 +72,30 @@ def test_the_good_answer_is_taken_and_otherwise_the_one_with_most_pairs(jobs, tm
     assert [item.record.id for item in found.items] == ["0.jpg", "1.jpg", "1.jpg"]
 
 
+def test_wordings_and_ungrounded_responses_are_counted_and_the_stages_add_up(jobs, tmp_path):
+    asked = [
+        "What is the colour of it here?",
+        "what is the colour of it here",
+        "What is the colour of it here then?",
+        "Who sits?",
+    ]
+    answers = [
+        (job, [(question, f"Number {n} is a medium.")], None)
+        for n, (job, question) in enumerate(zip(jobs, asked, strict=False))
+    ]
+    answers += [(jobs[4], [("Is there anything else?", "Purple elephants dance.")], None)]
+    with fill(tmp_path, answers) as journal:
+        exact = assemble(journal, jobs, most_repeats=1)
+        near = assemble(journal, jobs, most_repeats=1, alike=0.8)  # six of seven word pairs are equal
+        strict = assemble(journal, jobs, most_repeats=1, alike=0.8, least_grounded=0.3)
+    assert [exact.stages["repeated"], near.stages["repeated"], strict.stages["repeated"]] == [4, 3, 2]
+    assert strict.stages["grounded"] == 4  # "medium n" is the caption
+    for found in (exact, near, strict):
+        left = list(found.stages.values())
+        assert left == sorted(left, reverse=True)
+        assert left[-1] == len(found.items)
+
+
 PAIR = Pair("What is it?", "A cup.")
 
 
@@ -89,6 +114,40 @@ PAIR = Pair("What is it?", "A cup.")
                 Pair("What is it?", "The provided description says so."),
             ],
             [PAIR, Pair("Is the captain there?", "I see the transcription desk."), Pair("Who?", "Nothing, not one.")],
+        ),
+        (
+            "english",
+            [
+                Pair("Was ist auf dem Bild zu sehen?", "Ein Hund liegt auf einem grünen Sofa."),
+                Pair("Qu'est-ce que l'homme fait dans la cuisine ?", "Il prépare le repas avec sa fille."),
+                Pair("¿Qué hace el hombre en la cocina?", "Prepara la comida con su hija pequeña."),
+                Pair("画面里有什么？", "一只狗。"),
+                Pair("Что это?", "Собака."),
+                Pair("What is it?", "Это собака, она лежит на диване."),
+            ],
+            [
+                PAIR,
+                Pair("What is the man doing in the kitchen?", "He prepares a meal with his daughter."),
+                Pair("Which café is it?", "It is the Café Müller in São Paulo, by the river."),
+                Pair("List it.", "Red, blue, green and yellow balloons float above city rooftops."),
+                Pair("Was?", "Ein Hund."),  # too short to tell, as the filter says of itself
+                Pair("How many?", "3 + 4"),
+            ],
+        ),
+        (
+            "unsafe",
+            [
+                Pair("Is the woman naked?", "x"),
+                Pair("What is it?", "It shows SUICIDE."),
+                Pair("How do I make a bomb?", "x"),
+                Pair("What is it?", "A pornographic picture."),
+            ],
+            [
+                PAIR,
+                Pair("What grows there?", "Grapes and rapeseed."),
+                Pair("What kind is it?", "A bombastic method of therapist and denuded hills."),
+                Pair("Who kills it?", "The cat."),  # words are caught, and not meanings
+            ],
         ),
         ("echo", [Pair("It is red.", "it is red")], [PAIR, Pair("Is it red?", "It is red.")]),
         (

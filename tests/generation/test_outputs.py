@@ -12,10 +12,12 @@ from macaw_lit.data.sources import conversations, macaw, messages
 from macaw_lit.errors import ConfigError, DataError
 from macaw_lit.evaluation.answers import wilson
 from macaw_lit.generation.assemble import Assembled, Item
+from macaw_lit.generation.card import dataset_card
 from macaw_lit.generation.parse import Pair
 from macaw_lit.generation.records import Record
 from macaw_lit.generation.review import apply_sheet, write_sheet
 from macaw_lit.generation.statistics import statistics, table, write_statistics
+from macaw_lit.generation.templates import Asking, Template
 from macaw_lit.generation.writers import write_items
 
 CUP, BOOK = Pair("What is it?", "A “cup”,\nred.", "object"), Pair("Where?", "On a book.", "position")
@@ -127,9 +129,41 @@ def test_statistics_match_a_count_by_hand(items, tmp_path):
     assert (found.items, found.dialogues, found.media) == (4, 2, 2)
     assert found.words_per_instruction == (3 + 1) / 2  # What is it? · Where?
     assert found.words_per_response == (3 + 3) / 2  # A “cup”, red. · On a book.
+    # "A “cup”, red.": cup of cup and red; "On a book.": book, of which the first caption knows nothing.
+    assert found.groundedness == pytest.approx(((1 / 2 + 0) + (0 + 1)) / 4)
     assert found.types == {"object": 2, "position": 2}
     assert found.stages == {**stages, "review": 2}
     write_statistics(found, tmp_path)
     assert json.loads((tmp_path / "statistics.json").read_text())["items"] == 4
     assert Image.open(tmp_path / "statistics.png").width > 500
     assert table(found)
+
+
+def test_the_card_says_what_is_known_and_nothing_else(items):
+    stages = {"asked": 4, "parsed": 3}
+    reviewed = apply_sheet(items, None)
+    known = {"model": "tiny-2", "created": "2026-01-02T03:04:05"}
+    made = [Item(item.uid, item.record, item.pairs, item.provenance | known) for item in reviewed.items]
+    found = statistics(
+        Assembled(items, stages, Counter(media=2, answered=2)), reviewed, {"requests": 3.0, "tokens": 9.0, "usd": 0.5}
+    )
+    asking = Asking(Template("mine", "Tell of the $medium."), "tiny")
+    card = dataset_card(found, made, ["coco", "charades"], asking, {"filters": ["length"], "alike": 0.8})
+    facts = [
+        "4 pairs of instruction and response about 2 media",
+        "| captions of | charades, coco |",
+        "| model | tiny-2 |",
+        f"| template | mine, digest {asking.template.digest}, 10 × 1 |",
+        "| answered | 2026-01-02T03:04:05 to 2026-01-02T03:04:05 |",
+        "| cost | 3 requests, 9 tokens, 0.5000 USD |",
+        "| rules | filters: ['length'], alike: 0.8 |",
+        "| parsed | 3 | 75.0% |",
+        "| review | 2 | 50.0% |",
+        "2 media, 2 answered. No person has reviewed them.",
+        "object 2, position 2",
+        "CC BY 4.0",
+        "non-commercial",
+    ]
+    assert [fact for fact in facts if fact not in card] == []
+    assert card == dataset_card(found, made, ["charades", "coco"], asking, {"filters": ["length"], "alike": 0.8})
+    assert "tiny |" in dataset_card(found, [], [], asking, {})

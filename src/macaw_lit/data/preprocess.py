@@ -132,6 +132,8 @@ class Preprocessor:
 
     def _drop(self, sample: Sample, epoch: int) -> Sample:
         kinds = sorted({ref.kind for turn in sample.turns for ref in turn.media})
+        if any(turn.spoken for turn in sample.turns):  # without the sound nothing would be asked
+            kinds = [kind for kind in kinds if kind != "audio"]
         draw = random.Random(f"{self.seed}/{epoch}/{sample.uid}")
         if not kinds or draw.random() >= self.drop_media:
             return sample

@@ -20,6 +20,7 @@ class Prompt:
     """Alpaca's template, as the original Macaw-LLM words it; further turns repeat instruction and response.
 
     A system turn replaces the header. `Sample.meta["input"]` is rendered under its own heading in the first user turn.
+    A spoken turn has its headings with nothing between them: what is asked stands in its sound.
 
     Attributes:
         header: what a dialogue without an input begins with.
@@ -46,7 +47,7 @@ class Prompt:
         """The dialogue in order. To predict, a final assistant turn is left out, so that the text ends with a prompt.
 
         Raises:
-            SampleError: the turns are not [system] (user assistant)+, or a user turn says nothing.
+            SampleError: the turns are not [system] (user assistant)+, or a user turn that is not spoken says nothing.
         """
         system, turns = _split(sample, predict)
         given = str(sample.meta.get("input") or "")
@@ -56,7 +57,7 @@ class Prompt:
             if turn.role == "assistant":
                 segments.append(Segment(self.answer + turn.text, learn=True, media=turn.media))
                 continue
-            if not turn.text.strip():
+            if not turn.text.strip() and not turn.spoken:
                 raise SampleError("empty_instruction", f"{sample.uid}: the instruction is empty; write what is asked")
             body = turn.text + (self.input + given if given and index == 0 else "")
             segments += [Segment(self.instruction), Segment(body + self.response, media=turn.media)]

@@ -7,9 +7,11 @@ from typing import Any
 
 from macaw_lit.errors import ConfigError
 from macaw_lit.generation.filters import chosen, rouge_l, words
+from macaw_lit.generation.ground import grounded
 from macaw_lit.generation.journal import Answer, Journal
 from macaw_lit.generation.parse import Dialogue, parse
 from macaw_lit.generation.records import Record
+from macaw_lit.generation.similar import Wordings
 from macaw_lit.generation.templates import Job
 
 
@@ -43,6 +45,8 @@ def assemble(
     filters: Sequence[str] = ("length", "leak", "echo"),
     near_duplicate: float | None = 0.7,
     most_repeats: int | None = None,
+    alike: float | None = None,
+    least_grounded: float | None = None,
 ) -> Assembled:
     """The dialogues of all answered jobs, without those that a filter or a likeness leaves out.
 
@@ -51,16 +55,19 @@ def assemble(
         near_duplicate: ROUGE-L F1 of question and answer together, above which a dialogue repeats an earlier one on the
             same medium; None keeps all but equal questions.
         most_repeats: how often one wording of a question may stand in the whole; None sets no limit.
+        alike: Jaccard of word pairs from which two questions are one wording (`similar.Wordings`); None: equal words.
+        least_grounded: share of a response's content words that must stand in the texts (`ground.groundedness`).
 
     Raises:
         ConfigError: an unknown filter, or a likeness that is no share.
     """
-    if near_duplicate is not None and not 0 < near_duplicate <= 1:
-        raise ConfigError(f"near_duplicate={near_duplicate}: expected a share above 0 and up to 1, or null")
+    for name, share in (("near_duplicate", near_duplicate), ("least_grounded", least_grounded)):
+        if share is not None and not 0 < share <= 1:
+            raise ConfigError(f"{name}={share}: expected a share above 0 and up to 1, or null")
     rules = chosen(filters)
-    stages = dict.fromkeys(["asked", "parsed", *rules, "duplicate", "near_duplicate", "repeated"], 0)
+    stages = dict.fromkeys(["asked", "parsed", *rules, "grounded", "duplicate", "near_duplicate", "repeated"], 0)
     media: Counter[str] = Counter(media=0, answered=0)
-    repeats: Counter[tuple[str, ...]] = Counter()
+    wordings, repeats = Wordings(alike), Counter[int]()
     items: list[Item] = []
     for job in jobs:
         media["media"] += 1
@@ -77,12 +84,16 @@ def assemble(
         for name, rule in rules.items():
             left = [(number, dialogue) for number, dialogue in left if not any(map(rule, dialogue))]
             stages[name] += len(left)
+        left = [(number, dialogue) for number, dialogue in left if grounded(dialogue, job.record, least_grounded)]
+        stages["grounded"] += len(left)
         for stage, limit in (("duplicate", None), ("near_duplicate", near_duplicate)):
             left = _unlike(left, limit)
             stages[stage] += len(left)
         for number, dialogue in left:
-            repeats[_question(dialogue)] += 1
-            if most_repeats is None or repeats[_question(dialogue)] <= most_repeats:
+            if most_repeats is not None:
+                wording = wordings.place(_question(dialogue))
+                repeats[wording] += 1
+            if most_repeats is None or repeats[wording] <= most_repeats:
                 uid = f"{job.id}/{number}"
                 items.append(Item(uid, job.record, dialogue, _provenance(job, answer, filters)))
     stages["repeated"] = len(items)

@@ -15,6 +15,24 @@ LEAK = re.compile(
 """The model tells of what it was given instead of what is to be seen, or of itself; or writes a marker of a format."""
 
 WORDS = re.compile(r"\w+(?:'\w+)?")
+_EVERYDAY = """
+the of and to are what it that with for this there how which does he she they his her their at by from or not be has
+have its who where when why yes you your many kind color colour
+"""
+EVERYDAY = frozenset(_EVERYDAY.split())
+"""Frequent English words that are not also frequent in another language of the Latin script, as "in" and "is" are."""
+
+COMMON, LATIN = 0.1, 0.8
+"""Share of everyday words in longer texts, and of letters of the Latin script, below which a pair is not English."""
+
+UNSAFE = re.compile(
+    r"\b(?:porn\w*|nud(?:e|es|ity)|naked|topless|genitals?|erotic\w*|orgasm\w*|sexual\w*|rap(?:e|es|ed|ist)|molest\w*"
+    r"|suicid\w*|self-harm\w*|kill (?:your|him|her)self|behead\w*|dismember\w*|tortur\w*|massacre\w*|genocid\w*|nazis?"
+    r"|cocaine|heroin|meth(?:amphetamine)?|(?:make|build|making|building) (?:a |an )?(?:bomb|explosive)s?)\b",
+    re.IGNORECASE,
+)
+"""Sexual acts and nakedness, self-harm, cruelty, hard drugs, bombs; no slurs are listed."""
+
 INSTRUCTION_WORDS = (2, 80)
 RESPONSE_WORDS = (1, 250)
 
@@ -44,10 +62,30 @@ def _upstream_v1(pair: Pair) -> bool:
     return "caption" in pair.instruction or "caption" in said or " no " in said or "not" in said
 
 
+def _english(pair: Pair) -> bool:
+    """Another script, or eight words and more of which hardly any is an English one of every day.
+
+    Short texts in another language of the Latin script pass, and so does English with foreign names.
+    """
+    text = f"{pair.instruction} {pair.response}"
+    letters = [char for char in text if char.isalpha()]
+    found = words(text)
+    latin = sum(char < "\u0250" for char in letters)
+    common = sum(word in EVERYDAY for word in found)
+    return latin < LATIN * len(letters) or (len(found) >= 8 and common < COMMON * len(found))
+
+
+def _unsafe(pair: Pair) -> bool:
+    """A word of a short list; it catches words and not meanings, in English only, and is no moderation."""
+    return bool(UNSAFE.search(f"{pair.instruction}\n{pair.response}"))
+
+
 FILTERS: dict[str, Callable[[Pair], bool]] = {
     "length": _length,
     "leak": _leak,
     "echo": _echo,
+    "english": _english,
+    "unsafe": _unsafe,
     "upstream_v1": _upstream_v1,
 }
 """Name → whether a pair is left out. A dialogue is left out with any of its pairs."""

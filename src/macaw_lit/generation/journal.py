@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from macaw_lit.errors import ConfigError, DataError
+from macaw_lit.errors import ConfigError, DataError, unwritable
 from macaw_lit.generation.budget import Budget
 from macaw_lit.generation.parse import Completion
 
@@ -46,7 +46,7 @@ class Journal:
 
     A line that was written survives the end of the process; after `commit` it survives the end of the machine (fsync).
     A last line that was torn by a crash is cut off when the journal is opened. Requests of which nothing came back keep
-    their reservation: they may have been billed.
+    their reservation: they may have been billed. A line that the disk does not take whole is cut off again.
 
     Attributes:
         jobs: job → its history.
@@ -54,7 +54,7 @@ class Journal:
 
     Raises:
         ConfigError: another process writes to it.
-        DataError: a line in the middle is no line of a journal.
+        DataError: a line in the middle is no line of a journal; or, as in every method that writes, the disk is full.
     """
 
     def __init__(self, path: Path, budget: Budget | None = None) -> None:
@@ -63,20 +63,24 @@ class Journal:
         self.jobs: dict[str, History] = {}
         self._written = self._committed = 0
         self._committing = asyncio.Lock()
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(f"{path}.lock")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise ConfigError(f"{path} is being written by another process; wait for it or stop it") from error
+        except OSError as error:
+            raise unwritable(path, error) from error
         try:
-            self._file = path.open("ab+")
+            self._file = path.open("ab", buffering=0)  # what a full disk refuses must not wait in a buffer
             self._replay()
             descriptor = os.open(path.parent, os.O_RDONLY)
             os.fsync(descriptor)  # the file's name, too, must survive
             os.close(descriptor)
-        except BaseException:
+        except BaseException as error:
             self._lock.release()
+            if isinstance(error, OSError):
+                raise unwritable(path, error) from error
             raise
 
     async def commit(self) -> None:
@@ -85,7 +89,10 @@ class Journal:
         async with self._committing:
             if self._committed < wanted:
                 written = self._written
-                await asyncio.to_thread(os.fsync, self._file.fileno())
+                try:
+                    await asyncio.to_thread(os.fsync, self._file.fileno())
+                except OSError as error:
+                    raise unwritable(self.path, error) from error
                 self._committed = written
 
     def __enter__(self) -> "Journal":
@@ -94,9 +101,13 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._lock.release()
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as problem:
+            raise unwritable(self.path, problem) from problem
+        finally:
+            self._file.close()
+            self._lock.release()
 
     def history(self, job: str) -> History:
         """What happened to a job so far."""
@@ -122,25 +133,31 @@ class Journal:
 
     def _write(self, line: dict[str, Any]) -> None:
         line["time"] = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._file.write(json.dumps(line, ensure_ascii=True).encode() + b"\n")
-        self._file.flush()
+        data = json.dumps(line, ensure_ascii=True).encode() + b"\n"
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(data) < len(data):  # the disk took a part: asked again, it tells why
+                self._file.write(data)
+                raise OSError("the disk took a part of a line")
+        except OSError as error:
+            os.truncate(self._file.fileno(), end)
+            raise unwritable(self.path, error) from error
         self._written += 1
         self._apply(line)
 
     def _replay(self) -> None:
-        self._file.seek(0)
         end = 0
-        for number, line in enumerate(self._file, 1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                self._apply(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                remedy = "delete that line, or the file to start anew"
-                raise DataError(f"{self.path}:{number}: {line[:60]!r} is no line of a journal; {remedy}") from error
-            end += len(line)
+        with self.path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    self._apply(json.loads(line))
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    remedy = "delete that line, or the file to start anew"
+                    raise DataError(f"{self.path}:{number}: {line[:60]!r} is no line of a journal; {remedy}") from error
+                end += len(line)
         self._file.truncate(end)
-        self._file.seek(0, os.SEEK_END)
 
     def _apply(self, line: Mapping[str, Any]) -> None:
         history, attempt, event = self.history(line["job"]), line["attempt"], line["event"]

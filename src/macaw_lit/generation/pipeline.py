@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from macaw_lit.data.sources.roots import Roots
 from macaw_lit.errors import ConfigError, DataError
@@ -11,6 +12,7 @@ from macaw_lit.generation.assemble import Assembled, assemble
 from macaw_lit.generation.backend import Backend
 from macaw_lit.generation.batch import export_batch, import_batch
 from macaw_lit.generation.budget import Budget, Price
+from macaw_lit.generation.card import write_card
 from macaw_lit.generation.journal import Journal
 from macaw_lit.generation.records import Record, choose, read_records
 from macaw_lit.generation.review import apply_sheet, write_sheet
@@ -19,6 +21,8 @@ from macaw_lit.generation.statistics import Statistics, statistics, write_statis
 from macaw_lit.generation.templates import Asking, Job
 from macaw_lit.generation.writers import write_items
 from macaw_lit.types import Rejection
+
+CARD = "DATASET_CARD.md"
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Finish:
     filters: Sequence[str] = ("length", "leak", "echo")
     near_duplicate: float | None = 0.7
     most_repeats: int | None = None
+    alike: float | None = None
+    least_grounded: float | None = None
     formats: Sequence[str] = ("macaw", "llava", "messages")
     sheet: Path | None = None
 
@@ -86,6 +92,7 @@ class Project:
 
     folder: Path
     jobs: list[Job]
+    asking: Asking
     budget: Budget
     price: Price
     limits: Limits = field(default_factory=Limits)
@@ -94,7 +101,7 @@ class Project:
     @classmethod
     def of(cls, folder: Path, records: Sequence[Record], asking: Asking, budget: Budget, price: Price) -> "Project":
         """The project of records that are all asked about in one way."""
-        return cls(folder, [asking.job(record) for record in records], budget, price)
+        return cls(folder, [asking.job(record) for record in records], asking, budget, price)
 
     def journal(self) -> Journal:
         """The journal of the folder, open for writing."""
@@ -114,14 +121,16 @@ class Project:
             return await Runner(backend, journal, self.limits, self.price, on_settled).run(self.jobs)
 
     def build(self) -> tuple[list[Path], Statistics]:
-        """Write the data set and its statistics from the journal, and nothing else: equal journals, equal bytes."""
+        """Write the data set, its statistics and its card from the journal alone: equal journals, equal bytes."""
         with self.journal() as journal:
             assembled = self._assemble(journal)
         reviewed = apply_sheet(assembled.items, self.finish.sheet)
         found = statistics(assembled, reviewed, self.budget.spent)
         written = write_items(reviewed.items, self.folder, self.finish.formats)
         write_statistics(found, self.folder)
-        return written, found
+        sources = {job.record.source for job in self.jobs}
+        write_card(self.folder / CARD, found, reviewed.items, sources, self.asking, self._rules())
+        return [*written, self.folder / CARD], found
 
     def write_sheet(self, path: Path, count: int | None, seed: int) -> int:
         """Write a review sheet; returns its rows."""
@@ -142,5 +151,9 @@ class Project:
             return import_batch(journal, self.jobs, path, self.price, self.limits.re_asks)
 
     def _assemble(self, journal: Journal) -> Assembled:
-        rules = self.finish
-        return assemble(journal, self.jobs, rules.filters, rules.near_duplicate, rules.most_repeats)
+        return assemble(journal, self.jobs, **self._rules())
+
+    def _rules(self) -> dict[str, Any]:
+        """What `assemble` is told."""
+        names = ("filters", "near_duplicate", "most_repeats", "alike", "least_grounded")
+        return {name: getattr(self.finish, name) for name in names}

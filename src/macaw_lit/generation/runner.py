@@ -96,6 +96,7 @@ class Runner:
         Raises:
             ConfigError: no request could work (`Backend.check`).
             GenerationError: the server refused for good or stopped answering.
+            DataError: the journal cannot be written; what is not in it may have been billed, and stays reserved.
         """
         left = self._unsettled(jobs)
         first = next(left, None)
@@ -106,6 +107,9 @@ class Runner:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(self.limits.concurrency):
                         group.create_task(self._work(*shared))
+        except ExceptionGroup as group:
+            ours = next((error for error in group.exceptions if isinstance(error, MacawError)), group)
+            raise ours from None  # a user's mistake, such as a full disk, is told in its own words
         finally:
             await self.backend.close()
         if self.fatal is not None:

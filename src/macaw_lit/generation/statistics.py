@@ -10,8 +10,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
+from macaw_lit.errors import unwritable
 from macaw_lit.evaluation.plots import FAINT, INK, TRUE_COLOUR, new_figure
 from macaw_lit.generation.assemble import Assembled
+from macaw_lit.generation.ground import groundedness
 from macaw_lit.generation.review import Reviewed
 from macaw_lit.generation.writers import write_text
 
@@ -23,6 +25,7 @@ class Statistics:
     Attributes:
         items: pairs of instruction and response, as Table 1 counts them; `dialogues` and `media` hold them.
         words_per_instruction, words_per_response: means; words are what white space parts.
+        groundedness: mean share of a response's content words that stand in the captions (`ground.groundedness`).
         stages: stage → dialogues left after it.
         answers: media asked about, answered, and by the fault that the last answer still had.
         types: question type → pairs.
@@ -36,6 +39,7 @@ class Statistics:
     media: int
     words_per_instruction: float
     words_per_response: float
+    groundedness: float
     stages: dict[str, int]
     answers: dict[str, int]
     types: dict[str, int]
@@ -49,6 +53,8 @@ def statistics(assembled: Assembled, reviewed: Reviewed, spent: Mapping[str, flo
     pairs = [pair for item in reviewed.items for pair in item.pairs]
     asked = sum(len(pair.instruction.split()) for pair in pairs)
     said = sum(len(pair.response.split()) for pair in pairs)
+    shares = [groundedness(pair, item.record) for item in reviewed.items for pair in item.pairs]
+    known = [share for share in shares if share is not None]
     verdicts = {name: getattr(reviewed, name) for name in ("accepted", "corrected", "rejected", "unanswered")}
     return Statistics(
         items=len(pairs),
@@ -56,6 +62,7 @@ def statistics(assembled: Assembled, reviewed: Reviewed, spent: Mapping[str, flo
         media=len({(item.record.kind, item.record.id) for item in reviewed.items}),
         words_per_instruction=asked / max(1, len(pairs)),
         words_per_response=said / max(1, len(pairs)),
+        groundedness=sum(known) / max(1, len(known)),
         stages={**assembled.stages, "review": len(reviewed.items)},
         answers=dict(assembled.media),
         types=dict(Counter(pair.type for pair in pairs).most_common()),
@@ -79,6 +86,7 @@ def table(found: Statistics) -> Group:
         before = left
     answers = ", ".join(f"{count} {name}" for name, count in found.answers.items() if name != "media")
     lines = [f"{found.answers['media']} media: {answers}"]
+    lines.append(f"{found.groundedness:.1%} of the responses' content words stand in the captions, on average")
     if found.acceptance:
         share, low, high = found.acceptance
         lines.append(f"reviewed: {share:.1%} accepted as they stood (95 % interval {low:.1%} to {high:.1%})")
@@ -99,4 +107,7 @@ def write_statistics(found: Statistics, folder: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         for place, count in enumerate(bars.values()):
             axes.text(count, place, f" {count}", va="center", color=FAINT, fontsize=8)
-    figure.savefig(folder / "statistics.png")
+    try:
+        figure.savefig(folder / "statistics.png")
+    except OSError as error:
+        raise unwritable(folder / "statistics.png", error) from error

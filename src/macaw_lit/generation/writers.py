@@ -3,10 +3,11 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from macaw_lit.errors import ConfigError
+from macaw_lit.errors import ConfigError, unwritable
 from macaw_lit.generation.assemble import Item
 
 
@@ -69,11 +70,20 @@ def write_items(items: Sequence[Item], folder: Path, formats: Iterable[str]) -> 
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file of UTF-8 text whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file of UTF-8 text whole or not at all.
+
+    Raises:
+        DataError: the disk is full, or the folder cannot be written.
+    """
     partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise unwritable(path, error) from error

@@ -162,6 +162,20 @@ def test_parts_of_every_dialect(root: Path) -> None:
     assert found.uid == "messages/chat/0"
 
 
+def test_a_sound_without_a_text_is_a_spoken_question(root: Path) -> None:
+    first = say("user", [{"type": "image", "path": "x2.png"}, {"type": "audio", "path": "s.wav"}])
+    found = chat(root, first, REPLY, say("user", [{"type": "audio"}]), REPLY, audios=["s.wav"])
+    assert isinstance(found, Sample)
+    assert [(turn.text, turn.spoken, len(turn.media)) for turn in found.turns[::2]] == [("", True, 2), ("", True, 1)]
+    for parts in (
+        [{"type": "audio", "path": "s.wav"}, {"type": "text", "text": ""}],
+        [{"type": "video", "path": "v.mp4"}],
+    ):
+        refused = chat(root, say("user", parts), REPLY)
+        assert isinstance(refused, Rejection)
+        assert refused.cause == "empty_instruction"
+
+
 def test_empty_parts_take_the_media_of_the_columns_in_order(root: Path) -> None:
     first = say("user", [{"type": "image"}, {"type": "text", "text": "This?"}])
     second = say("user", [{"type": "text", "text": "That?"}, {"type": "image"}])

@@ -76,6 +76,36 @@ def test_sounds(tmp_path: Path) -> None:
         assert sample.turns[0].media == (MediaRef("audio", tmp_path / "A000001.wav"),)
 
 
+def test_spoken_questions(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "q.wav").write_bytes(b"RIFF")
+    spoken = {"response": "A cup.", "spoken": True}
+    rows = [
+        {"id": "q.wav", **spoken},
+        {"id": "q.wav", "instruction": "What is it?", **spoken},
+        {"image": "a.png", "audio": "q.wav", "instruction": "", **spoken},
+        {"id": "q.wav", "instruction": "Heard?", **spoken, "spoken": False},
+        {"image": "a.png", **spoken},  # nothing to hear
+        {"id": "q.wav", "instruction": "", "response": "A cup."},  # nobody says that it is spoken
+        {"id": "q.wav", **spoken, "spoken": "yes"},
+    ]
+    path = write(tmp_path, rows)
+    assert macaw.sniff(rows) == {"kind": "audio"}
+    found = list(macaw.read(path, tmp_path, "audio"))
+    samples = [entry for entry in found if isinstance(entry, Sample)]
+    asked = [sample.turns[0] for sample in samples]
+    assert [(turn.text, turn.spoken) for turn in asked] == [("", True)] * 3 + [("Heard?", False)]
+    assert [[ref.kind for ref in turn.media] for turn in asked] == [["audio"], ["audio"], ["image", "audio"], ["audio"]]
+    assert [sample.meta.get("transcript") for sample in samples] == [None, "What is it?", None, None]
+    assert [entry.cause for entry in found if isinstance(entry, Rejection)] == [
+        "empty_instruction",
+        "empty_instruction",
+        "missing_key",
+    ]
+    joined = [entry for entry in macaw.read(path, tmp_path, "audio", turns=4) if isinstance(entry, Sample)]
+    assert [len(sample.turns) for sample in joined] == [2, 2, 2, 2]
+
+
 def test_nothing_outside_the_roots_is_found(tmp_path: Path) -> None:
     root, other = tmp_path / "root", tmp_path / "root_other"
     for folder in (root, other):

@@ -3,12 +3,13 @@
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from macaw_lit.data.sources.files import json_rows
 from macaw_lit.data.sources.roots import MediaRoots, Roots
-from macaw_lit.data.sources.rows import RowError, clean, convert, field, instruction_of, response_of, rest
+from macaw_lit.data.sources.rows import RowError, clean, convert, field, heard, instruction_of, response_of, rest
 from macaw_lit.types import MediaRef, Rejection, Role, Sample, Turn
 
 ROLES: Mapping[str, Role] = {
@@ -76,7 +77,7 @@ def read_dialogues(path: Path | str, media_root: Roots, source: str, key: str) -
             turns.insert(0, Turn("system", instruction_of(row, "system")))
         turns, left_out = _in_order(turns)
         first = next(place for place, turn in enumerate(turns) if turn.role == "user")
-        turns[first] = Turn("user", turns[first].text, (*media.rest(), *turns[first].media))
+        turns[first] = replace(turns[first], media=(*media.rest(), *turns[first].media))
         meta = rest(row, key, "system") | ({"turns_left_out": left_out} if left_out else {})
         name = row.get("id") if isinstance(row.get("id"), int | str) else item
         return Sample(tuple(turns), f"{source}/{name}/{number}", source, meta)
@@ -99,6 +100,10 @@ def _turn(message: Any, media: _Columns, roots: MediaRoots) -> Turn:
     content = message.get("content", message.get("value"))
     if isinstance(content, list):
         text, refs = _parts(content, media, roots)
+        kinds = {str(part["type"]).removesuffix("_url") for part in content}
+        if role == "user" and "audio" in kinds and "text" not in kinds:
+            heard(refs)
+            return Turn(role, "", refs, spoken=True)
         message = {"content": text}
     else:
         text, refs = field(message, "content", "value"), ()

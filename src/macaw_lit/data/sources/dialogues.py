@@ -26,8 +26,10 @@ def join(rows: Iterable[Sample | Rejection], turns: int) -> Iterator[Sample | Re
 
 
 def _media(row: Sample | Rejection) -> tuple[MediaRef, ...]:
-    """What a row may be joined by; nothing where joining would lose an input or media of later turns."""
+    """What a row may be joined by; nothing where joining would lose an input, media of later turns or a question."""
     if isinstance(row, Rejection) or row.meta.get("input") or any(turn.media for turn in row.turns[1:]):
+        return ()
+    if row.turns[0].spoken:  # another one on the same media is the same question
         return ()
     return row.turns[0].media
 

@@ -20,8 +20,9 @@ def read(path: Path | str, media_root: Roots, source: str = "messages") -> Itera
 
     A part is `text`, or a medium: `image`, `image_url` and their likes for `video` and `audio`, which name a file under
     `media_root` or, empty, take the next medium of the row's columns (`images`, …). Addresses of a network and media
-    that the row itself holds (`data:`, `input_audio`) reject the row. Columns, markers in plain text and a last
-    question without an answer are treated as in `conversations`.
+    that the row itself holds (`data:`, `input_audio`) reject the row. A user's parts with a sound and no text at all
+    are a spoken question. Columns, markers in plain text and a last question without an answer are treated as in
+    `conversations`.
 
     Raises:
         DataError: the file cannot be read, is not JSON or no list of rows; `media_root` is no folder.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from macaw_lit.errors import DataError
-from macaw_lit.types import Rejection, Sample
+from macaw_lit.types import MediaRef, Rejection, Sample
 
 CAUSES = (
     "not_json",
@@ -97,6 +97,12 @@ def instruction_of(row: Any, *names: str) -> str:
 def response_of(row: Any, *names: str) -> str:
     """`field` as `clean` has it, which must not be empty: cause `empty_response`."""
     return _filled(field(row, *names), "empty_response", names)
+
+
+def heard(media: Sequence[MediaRef]) -> None:
+    """Make sure that a spoken question has a sound: cause `empty_instruction`."""
+    if not any(ref.kind == "audio" for ref in media):
+        raise RowError("empty_instruction", "the question is spoken, and the row has no sound")
 
 
 def clean(text: str) -> str:
