@@ -99,8 +99,9 @@ def _job(main: Main, cfg: DictConfig, explained: Callable[[Exception], str | Non
         return before.get("value")
     # Lightning starts its other processes with these, for this job alone and in its folder.
     sys.argv = [sys.argv[0], *words]
-    with read_write(HydraConfig.get()), open_dict(HydraConfig.get()):
-        HydraConfig.get().run.dir = str(folder)
+    settings: Any = HydraConfig.get()
+    with read_write(settings), open_dict(settings):
+        settings.run.dir = str(folder)
     try:
         return main(cfg)
     except Exception as error:

@@ -20,7 +20,8 @@ def agent(port: int, node: int, *words: str, name: str = "pair") -> list[str]:
 
 def test_two_machines_train_one_run(together, tiny_run, tmp_path, unused_port):
     words = [word for word in tiny_run.words if not word.startswith("evaluation")]
-    words += ["~evaluation", "trainer.num_nodes=2", "trainer.devices=1", "trainer.strategy=ddp", "trainer.max_steps=2"]
+    words += ["~evaluation", "trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true"]
+    words += ["trainer.num_nodes=2", "trainer.devices=1", "trainer.max_steps=2"]
     words += [f"paths.data_dir={tiny_run.root}/data", "trainer.limit_val_batches=0"]
     commands = [agent(unused_port, node, "-m", "macaw_lit.train", *words) for node in range(2)]
     first, second = together(commands, tmp_path, LIMIT)
