@@ -31,7 +31,7 @@ def job(cfg: DictConfig) -> float:
         file.write(f"{folder.name}\n")
     if (folder.parent / f"fail{folder.name}").exists():
         raise record.MacawError("its data is gone")
-    value = abs(float(cfg.optim.lr) - 0.01) + ("macaw" in cfg.model.aligner._target_) + cfg.seed
+    value = abs(float(cfg.optim.lr) - 0.01) + cfg.model.aligner._target_.endswith("MacawAligner") + cfg.seed
     value = float("nan") if cfg.seed == 7 else value
     record.write(folder, "done", job_overrides(), optimized_metric="val/loss", value=value, metrics={"val/loss": value})
     return value
@@ -263,7 +263,10 @@ def test_processes_of_a_launcher_agree_on_the_run_folder(sweep, tmp_path, monkey
     for name, value in {"NTASKS": "2", "JOB_ID": "31", "STEP_ID": "0", "PROCID": "1"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert sweep("experiment=demo")[0] == 0
-    assert {path.name for path in (tmp_path / "logs/train/runs").iterdir()} == {"torchrun-mine", "slurm-31.0"}
+    assert {path.parent.name for path in (tmp_path / "logs/train/runs").glob("*/metrics.json")} == {
+        "torchrun-mine",
+        "slurm-31.0",
+    }
 
 
 @pytest.mark.parametrize(
@@ -305,7 +308,8 @@ def test_the_summary_shows_what_differs_and_what_came_of_it(sweep, call, tmp_pat
         ("2", "linear", "0.01"),
         ("3", "linear", "0.02"),
     ]
-    assert [row.get("val/loss") for row in rows] == [1.0, 1.01, 0.0, None]
+    assert [row["val/loss"] for row in rows[:3]] == pytest.approx([1.0, 1.01, 0.0])
+    assert "val/loss" not in rows[3]
     with (folder / "summary.csv").open() as file:
         assert [row["status"] for row in csv.DictReader(file)] == ["done"] * 3 + ["failed"]
     with Image.open(folder / "summary.png") as picture:

@@ -74,7 +74,7 @@ def main(cfg: DictConfig) -> float | None:
 def _metrics(trainer: "Trainer", report: "Report | None") -> dict[str, float]:
     """The last losses that were logged, how far training came, and in short how the model uses its media."""
     found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.count("/") == 1}
-    found |= {"steps": trainer.global_step, "epochs": trainer.current_epoch}
+    found["steps"] = trainer.global_step
     if report is not None:
         gating = [result for result in report.types.values() if result.kind.gating]
         found["modality_use/gating_types"] = len(gating)

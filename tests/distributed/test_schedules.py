@@ -1,6 +1,7 @@
 """However unfairly media, responses and rows are dealt out, no strategy hangs, and all do what one process does.
 
-`pytest -m exhaustive tests/distributed/test_schedules.py` runs the whole matrix of 200 steps.
+`pytest -m exhaustive tests/distributed/test_schedules.py` runs the whole matrix, of 200 steps or of as many as
+SCHEDULE_STEPS says.
 """
 
 import json
@@ -42,12 +43,12 @@ def answers(folder: Path) -> dict[str, list[list[int]]]:
 def check(alone: Path, beside: Path, world: int, steps: int) -> None:
     """`alone` has what one process makes of the rows of all, `beside` what they make of them."""
     for name in EQUAL:
-        # Float32 sums in another order: measured below 1e-8 after 20 steps.
+        # Float32 sums in another order: measured below 1e-8 after 20 steps of two processes.
         assert distance(alone / name, beside / name) < 1e-6, (name, beside)
         assert losses(beside / name) == pytest.approx(losses(alone / name), rel=1e-5, abs=1e-6), (name, beside)
         assert len(losses(beside / name)) >= steps
     for name in EQUAL[1:]:
-        assert distance(alone / EQUAL[0], alone / name) > 1e-4, "other rows lead elsewhere"
+        assert distance(alone / EQUAL[0], alone / name) > 1e-5, "other rows lead elsewhere"
     assert answers(beside) == answers(alone) != {}
     ledger = json.loads((beside / "left_over" / "ledger.json").read_text())
     assert ledger["seen"] == ledger["used"] == rows_of_steps(steps, world), "of 25 rows one is left out per epoch"
