@@ -38,7 +38,7 @@ def test_the_last_line_is_the_folder_that_holds_all_of_the_run(tiny_run):
     assert tiny_run.stdout.splitlines()[-1] == str(tiny_run.folder)
     found = {path.name for path in tiny_run.folder.iterdir()}
     pictures = {"loss.png", "accuracy.png", "gallery.png"}
-    records = {"config.yaml", "metrics.csv", "ledger.json", "modality_use.json"}
+    records = {"config.yaml", "metrics.csv", "metrics.json", "ledger.json", "modality_use.json"}
     assert found == {"model", "checkpoints", "gallery", "gallery.html", ".hydra", *pictures, *records}
     for name in pictures:
         with Image.open(tiny_run.folder / name) as picture:

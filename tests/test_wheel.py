@@ -44,7 +44,11 @@ def test_it_holds_the_configs_and_nothing_else(wheel):
     local = ROOT / "conf" / "local"
     ours = {str(path.relative_to(ROOT)) for path in (ROOT / "conf").rglob("*.yaml") if not path.is_relative_to(local)}
     assert shipped == ours
-    assert {name.partition("/")[0] for name in names} == {"macaw_lit", f"macaw_lit-{__version__}.dist-info"}
+    assert {name.partition("/")[0] for name in names} == {
+        "macaw_lit",
+        "hydra_plugins",
+        f"macaw_lit-{__version__}.dist-info",
+    }
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

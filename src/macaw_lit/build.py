@@ -1,6 +1,7 @@
 """The one place that turns configs into objects; behind it no class knows of Hydra."""
 
 import logging
+import os
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from macaw_lit.data.datamodule import MacawDataModule
+from macaw_lit.errors import ConfigError
 from macaw_lit.model import Macaw
 from macaw_lit.training.module import MacawModule
 from macaw_lit.training.strategies import check_machine
@@ -60,8 +62,21 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     Raises:
         ConfigError: this machine cannot run it.
     """
+    _check_launcher(cfg.trainer)
     check_machine(cfg.trainer, torch.accelerator.device_count(), torch.cuda.is_available())
     callbacks = [_build(callback) for callback in (cfg.get("callbacks") or {}).values()]
     loggers = [_build(logger) for logger in (cfg.get("logger") or {}).values()]
     trainer: Trainer = _build(cfg.trainer, callbacks=callbacks, logger=loggers)
     return trainer
+
+
+def _check_launcher(settings: DictConfig) -> None:
+    """Refuse a number of processes other than that which torchrun has started."""
+    devices, nodes, started = settings.devices, settings.num_nodes, os.environ.get("WORLD_SIZE")
+    if "TORCHELASTIC_RUN_ID" not in os.environ or started is None or not isinstance(devices, int) or devices < 1:
+        return
+    if devices * nodes != int(started):
+        raise ConfigError(
+            f"torchrun has started {started} processes, and trainer.devices={devices} × trainer.num_nodes={nodes} are "
+            f"{devices * nodes}: give its --nproc-per-node as trainer.devices and its --nnodes as trainer.num_nodes"
+        )

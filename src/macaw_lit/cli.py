@@ -4,7 +4,9 @@ import functools
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,12 +17,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
 
-from macaw_lit.errors import ConfigError
+from macaw_lit import record
+from macaw_lit.errors import ConfigError, in_one_line
 from macaw_lit.hints import explain
 
 Main = Callable[[DictConfig], Any]
@@ -49,15 +52,18 @@ def command(name: str, text: Sequence[str] = (), paths: Sequence[str] = ()) -> C
                     raise error
                 _stop(f"error: {message}", 1)
 
+            def checked(cfg: DictConfig) -> Any:
+                require_all(cfg, text)
+                return main(cfg)
+
             @functools.wraps(main)
             def task(cfg: DictConfig) -> Any:
                 sys.argv = given  # Lightning starts its other processes with it, and they quote free text themselves
+                if HydraConfig.get().mode is RunMode.MULTIRUN:
+                    return _job(checked, cfg, lambda error: explain(error, conf_dir(), name, overrides))
                 try:
-                    require_all(cfg, text)
-                    return main(cfg)
+                    return checked(cfg)
                 except Exception as error:
-                    if HydraConfig.get().mode is RunMode.MULTIRUN:  # the other runs go on; answered at the end
-                        raise
                     answer(error)
 
             overrides = [literal(arg, text, paths) for arg in given[1:]]
@@ -83,6 +89,29 @@ def command(name: str, text: Sequence[str] = (), paths: Sequence[str] = ()) -> C
         return run
 
     return decorate
+
+
+def _job(main: Main, cfg: DictConfig, explained: Callable[[Exception], str | None]) -> Any:
+    """Run one job of a sweep, unless it is done already; if it fails the others go on, which is answered at the end."""
+    folder, words, number = run_folder(), job_overrides(), HydraConfig.get().job.num
+    if before := record.done(folder, words):
+        print(f"job {number} is done: {folder}")
+        return before.get("value")
+    # Lightning starts its other processes with these, for this job alone and in its folder.
+    sys.argv = [sys.argv[0], *words]
+    settings: Any = HydraConfig.get()
+    with read_write(settings), open_dict(settings):
+        settings.run.dir = str(folder)
+    try:
+        return main(cfg)
+    except Exception as error:
+        why = explained(error)
+        if why is None:
+            traceback.print_exc()
+            why = f"{type(error).__name__}: {in_one_line(error)}"
+        if first_process():
+            record.write(folder, "failed", words, error=why)
+        raise record.JobError(f"job {number} ({' '.join(words)}) failed: {why}", folder) from error
 
 
 def _stop(line: str, code: int) -> NoReturn:
@@ -147,9 +176,42 @@ def run_folder() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
+def job_overrides() -> list[str]:
+    """Return the overrides of the running command, or of the running job in a sweep, without Hydra's own."""
+    return list(HydraConfig.get().overrides.task)
+
+
+def first_process() -> bool:
+    """Tell whether this is the first of all processes of a run, on all machines, before they have been introduced."""
+    names = ["RANK"] if "RANK" in os.environ else ["LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"]  # torchrun's; others'
+    return all(os.environ.get(name, "0") == "0" for name in names)
+
+
+def run_id() -> str:
+    """Return what a run folder is called: the time; or, where a launcher starts several processes, what it calls them.
+
+    Raises:
+        ConfigError: torchrun has no name for the run, so that its processes cannot agree.
+    """
+    if os.environ.get("SLURM_NTASKS", "1") != "1":
+        return f"slurm-{os.environ.get('SLURM_JOB_ID')}.{os.environ.get('SLURM_STEP_ID', '0')}"
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    if name is None or os.environ.get("WORLD_SIZE", "1") == "1":
+        return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    if name == "none":
+        raise ConfigError(
+            "torchrun without --rdzv-id: its processes would each name a run folder of their own; add "
+            "--rdzv-id=<a name for this run>, the same on all machines, or hydra.run.dir=<folder>"
+        )
+    return f"torchrun-{name}"
+
+
+OmegaConf.register_new_resolver("run_id", run_id, use_cache=True, replace=True)
+
+
 def print_config(cfg: DictConfig, folder: Path) -> None:
     """Print the resolved config as a tree and save it as `config.yaml` in `folder`, once per run."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if not first_process():
         return
     OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     tree = Tree("config")

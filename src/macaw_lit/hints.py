@@ -97,7 +97,8 @@ def _wrong_option(error: MissingConfigException) -> str:
     if not group:
         return _first(error)
     known = f" ({group}: {', '.join(options)})" if options else ""
-    return f"{group}={option}: no such option{_hint(nearest(option, options))}{known}"
+    more = "; pip install 'macaw-lit[sweeps]' adds joblib and submitit_slurm" if group == "hydra/launcher" else ""
+    return f"{group}={option}: no such option{_hint(nearest(option, options))}{known}{more}"
 
 
 def _wrong_key(error: Exception, conf: Path, name: str, overrides: Sequence[str]) -> str:

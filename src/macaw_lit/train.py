@@ -1,6 +1,7 @@
 """Trains a model: `python -m macaw_lit.train experiment=demo`."""
 
 import json
+import time
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -11,13 +12,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from macaw_lit.cli import command, print_config, run_folder
+from macaw_lit import record
+from macaw_lit.cli import command, job_overrides, print_config, run_folder
 from macaw_lit.errors import ConfigError, DataError, MacawError, SampleError, in_one_line
 
 if TYPE_CHECKING:
     from lightning import Trainer
 
     from macaw_lit.data.datamodule import MacawDataModule
+    from macaw_lit.evaluation import Report
     from macaw_lit.inference import Answerer
     from macaw_lit.model import Macaw
     from macaw_lit.training.module import MacawModule
@@ -33,12 +36,16 @@ NOISE = (
 
 
 @command("train")
-def main(cfg: DictConfig) -> None:
-    """One run: train in one stage, save the model folder, measure if asked, and leave everything in the run folder."""
+def main(cfg: DictConfig) -> float | None:
+    """One run: train in one stage, save the model folder, measure if asked, and leave everything in the run folder.
+
+    Returns:
+        what `optimized_metric` names, in the first process, if it was measured.
+    """
     # Heavy imports wait until the configuration is known to be sound.
     from macaw_lit.build import attach, build_data, build_module, build_trainer, set_up
 
-    folder = run_folder()
+    folder, begun = run_folder(), time.monotonic()
     print_config(cfg, folder)
     _check(cfg)
     for message in NOISE:
@@ -52,15 +59,33 @@ def main(cfg: DictConfig) -> None:
     if trainer.is_global_zero:
         _print_reading(datamodule)
     _fit(trainer, module, datamodule, cfg.ckpt_path)
-    if trainer.is_global_zero:
-        if not cfg.trainer.fast_dev_run:
-            _keep(cfg, folder, module.trained, datamodule)
-        print(folder)
-        _settle(trainer)
+    if not trainer.is_global_zero:
+        return None
+    report = None if cfg.trainer.fast_dev_run else _keep(cfg, folder, module.trained, datamodule)
+    print(folder)
+    _settle(trainer)
+    metrics = _metrics(trainer, report) | {"seconds": round(time.monotonic() - begun, 1)}
+    value = metrics.get(cfg.optimized_metric)
+    if not cfg.trainer.fast_dev_run:
+        words = job_overrides()
+        record.write(folder, "done", words, optimized_metric=cfg.optimized_metric, value=value, metrics=metrics)
+    return value
 
 
-def _keep(cfg: DictConfig, folder: Path, model: "Macaw", datamodule: "MacawDataModule") -> None:
-    """Save the trained model, and show what training and evaluation say of it."""
+def _metrics(trainer: "Trainer", report: "Report | None") -> dict[str, float]:
+    """The last losses that were logged, how far training came, and in short how the model uses its media."""
+    found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.count("/") == 1}
+    found["steps"] = trainer.global_step
+    if report is not None:
+        gating = [result for result in report.types.values() if result.kind.gating]
+        found["modality_use/gating_types"] = len(gating)
+        found["modality_use/passed"] = sum(result.passed for result in gating)
+        found["modality_use/accuracy"] = sum(result.accuracy for result in gating) / max(1, len(gating))
+    return found
+
+
+def _keep(cfg: DictConfig, folder: Path, model: "Macaw", datamodule: "MacawDataModule") -> "Report | None":
+    """Save the trained model, and show what training and evaluation say of it; the proof of modality use, if asked."""
     from macaw_lit.evaluation import plot_loss
     from macaw_lit.inference import Answerer
     from macaw_lit.training.adapt import merge
@@ -73,7 +98,8 @@ def _keep(cfg: DictConfig, folder: Path, model: "Macaw", datamodule: "MacawDataM
     if cfg.get("evaluation"):
         settings = dict(cfg.evaluation)
         answerer = Answerer(model.eval(), datamodule.preprocess, settings.pop("max_new_tokens"))
-        _measure(answerer, datamodule, folder, seed=cfg.seed, **settings)
+        return _measure(answerer, datamodule, folder, seed=cfg.seed, **settings)
+    return None
 
 
 def _check(cfg: DictConfig) -> None:
@@ -151,13 +177,13 @@ def _print_skips(path: Path) -> None:
         print(f"{counts}; skipped: {causes}")
 
 
-def _measure(answerer: "Answerer", datamodule: "MacawDataModule", folder: Path, **settings: Any) -> None:
+def _measure(answerer: "Answerer", datamodule: "MacawDataModule", folder: Path, **settings: Any) -> "Report":
     """Prove which media are used; an unusable held-out medium must not look like a failed training."""
     from macaw_lit.build import heldout_samples
     from macaw_lit.evaluation.prove import prove
 
     try:
-        prove(answerer, heldout_samples(datamodule), folder, **settings)
+        return prove(answerer, heldout_samples(datamodule), folder, **settings)
     except SampleError as error:
         again = f"python -m macaw_lit.evaluate model={folder / 'model'}"
         raise DataError(f"the model is saved, but a held-out question is unusable: {error}; then {again}") from error

@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -85,6 +85,10 @@ def prepare(strategy: Strategy, model: Macaw) -> None:
                 parameter.data = parameter.data.reshape(1)
     if isinstance(strategy, FSDP2):
         _shard(model, strategy.device_mesh)
+        register_fsdp_forward_method(model, "generate")
+    if isinstance(strategy, FSDP2) or (isinstance(strategy, ZeRO) and strategy.zero_stage_3):
+        # A process whose answers have ended goes on with the others, or they would wait for its part of the weights.
+        model.llm.generation = {**model.llm.generation, "synced_gpus": True}
 
 
 def _shard(model: Macaw, mesh: DeviceMesh) -> None:

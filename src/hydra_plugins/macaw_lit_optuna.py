@@ -1,0 +1,187 @@
+"""Hydra's way to Optuna: a search that goes on after a stop, with the same numbers and no job run twice.
+
+Hydra finds sweepers in the namespace package `hydra_plugins` alone. Its contributed one wants Optuna before version 3,
+and numbers its jobs anew at each start.
+"""
+
+import math
+from collections.abc import Mapping
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from macaw_lit.errors import ConfigError
+
+
+class Range(NamedTuple):
+    """What a key may be: as it was typed, and the call of an Optuna trial that chooses."""
+
+    text: str
+    method: str
+    bounds: list[Any]
+    options: dict[str, Any]
+
+
+class OptunaSweeper(Sweeper):
+    """Chooses values by Optuna's TPE (Bergstra et al., 2011) until the study has `n_trials`.
+
+    A trial has its job's number. One without a result, because it failed or was stopped, is run again by the next
+    start of the same command, with the same values. What TPE draws depends on `seed` and the trial's number, so that
+    a search that was stopped goes the way it would have gone. A result that is not finite counts as none.
+
+    Args:
+        params: what varies, as on the command line, which has the last word.
+        n_jobs: trials chosen together; they do not learn from each other.
+
+    Raises:
+        ConfigError: a count is not positive, or there is no such direction.
+    """
+
+    def __init__(
+        self,
+        study_name: str,
+        storage: str,
+        direction: str,
+        n_trials: int,
+        n_jobs: int,
+        n_startup_trials: int,
+        seed: int,
+        params: Mapping[str, Any],
+    ) -> None:
+        for name, count in (("n_trials", n_trials), ("n_jobs", n_jobs), ("n_startup_trials", n_startup_trials)):
+            if count < 1:
+                raise ConfigError(f"hydra.sweeper.{name}={count}: expected at least 1")
+        if direction not in ("minimize", "maximize"):
+            raise ConfigError(f"hydra.sweeper.direction={direction}: expected minimize or maximize")
+        self.study_name, self.storage, self.direction = study_name, storage, direction
+        self.n_trials, self.n_jobs = n_trials, n_jobs
+        self.n_startup_trials, self.seed, self.params = n_startup_trials, seed, params
+        self.failures: dict[int, Exception] = {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        fixed, space = self._space([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        study = self._open([*fixed], space)
+        while batch := self._next(study, space):
+            jobs = [fixed + [f"{key}={trial.params[key]}" for key in space] for trial in batch]
+            self.validate_batch_is_legal(jobs)
+            returns = self.launcher.launch(jobs, initial_job_idx=batch[0].number)
+            for trial, result in zip(batch, returns, strict=True):
+                self._tell(study, trial.number, result)
+        if study.best_trials:
+            best, metric = study.best_trial, self.config.get("optimized_metric")
+            chosen = " ".join(f"{key}={value}" for key, value in best.params.items())
+            print(f"best of {len(study.trials)}: job {best.number} with {metric}={best.value:.5g}: {chosen}")
+        print(folder.resolve())
+        for failure in self.failures.values():
+            raise failure
+
+    def _space(self, words: list[str]) -> tuple[list[str], dict[str, Range]]:
+        """Overrides that all jobs have, and the range of each key that varies."""
+        fixed: dict[str, str] = {}
+        space: dict[str, Range] = {}
+        for override in OverridesParser.create(self.hydra_context.config_loader).parse_overrides(words):
+            key = override.get_key_element()
+            fixed.pop(key, None)
+            space.pop(key, None)
+            if override.is_sweep_override():
+                space[key] = _range(override)
+            else:
+                fixed[key] = f"{key}={override.get_value_element_as_str()}"
+        if not space:
+            raise ConfigError(
+                "nothing to search: give a key choices or an interval, such as "
+                "optim.lr='tag(log,interval(1e-4,1e-2))', or set hydra.sweeper.params"
+            )
+        return list(fixed.values()), space
+
+    def _open(self, fixed: list[str], space: Mapping[str, Range]) -> Any:
+        """The study, new or found again.
+
+        Raises:
+            ConfigError: another search has this name, or Optuna is not installed.
+        """
+        try:
+            import optuna  # only for a search: Hydra reads this file at the start of every command
+        except ImportError as error:
+            raise ConfigError(f"hparams_search=optuna ({error}): pip install 'macaw-lit[sweeps]'") from error
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        settings = {"study_name": self.study_name, "storage": self.storage, "load_if_exists": True}
+        study = optuna.create_study(direction=self.direction, **settings)
+        what = sorted([*fixed, *(f"{key}={space[key].text}" for key in space), f"direction={self.direction}"])
+        before = study.user_attrs.get("search", what)
+        if before != what:
+            differing = " ".join(sorted(set(before).symmetric_difference(what)))
+            raise ConfigError(
+                f"{self.storage} holds another search by this name (differing in {differing}): choose another "
+                "hydra.sweeper.study_name"
+            )
+        study.set_user_attr("search", what)
+        return study
+
+    def _next(self, study: Any, space: Mapping[str, Range]) -> list[Any]:
+        """Trials to run now, unfinished ones of an earlier start first; their numbers follow one another."""
+        from optuna import Trial, samplers
+        from optuna.trial import TrialState
+
+        found = study.get_trials(deepcopy=False)
+        unfinished = {t.number: t for t in found if t.state is TrialState.RUNNING and t.number not in self.failures}
+        numbers = [*unfinished, *range(len(found), self.n_trials)][: self.n_jobs]
+        batch = []
+        for number in takewhile(lambda number: number - numbers[0] == len(batch), numbers):
+            sampler_settings = {"n_startup_trials": self.n_startup_trials, "seed": self.seed * 1_000_003 + number}
+            study.sampler = samplers.TPESampler(**sampler_settings)
+            trial = Trial(study, unfinished[number]._trial_id) if number in unfinished else study.ask()
+            for key, wanted in space.items():  # what was chosen before the stop is chosen again
+                getattr(trial, wanted.method)(key, *wanted.bounds, **wanted.options)
+            batch.append(trial)
+        return batch
+
+    def _tell(self, study: Any, number: int, result: JobReturn) -> None:
+        from optuna.trial import TrialState
+
+        value = result._return_value  # the property raises what failed, after words of its own on stderr
+        if result.status is JobStatus.FAILED:
+            self.failures[number] = value
+        elif value is None:
+            metric, folder = self.config.get("optimized_metric"), self.config.hydra.sweep.dir
+            raise ConfigError(
+                f"job {number} did not measure optimized_metric={metric}: choose one of those in "
+                f"{folder}/{number}/metrics.json; val/loss needs held-out rows (data.heldout)"
+            )
+        elif math.isfinite(value):
+            study.tell(number, value)
+        else:
+            study.tell(number, state=TrialState.FAIL)
+
+
+def _range(override: Override) -> Range:
+    """`a,b`, `choice(…)`, `range(…)` and `interval(…)`, with `tag(log, …)` on a logarithmic scale."""
+    sweep, text = override.value(), override.get_value_string()
+    if isinstance(sweep, IntervalSweep):
+        whole = isinstance(sweep.start, int) and isinstance(sweep.end, int)
+        options = {"log": "log" in sweep.tags}
+        return Range(text, "suggest_int" if whole else "suggest_float", [sweep.start, sweep.end], options)
+    if override.is_range_sweep():
+        values: list[Any] = sorted(override.sweep_iterator())
+        step = values[1] - values[0] if len(values) > 1 else 1
+        method = "suggest_int" if all(isinstance(value, int) for value in values) else "suggest_float"
+        return Range(text, method, [values[0], values[-1]], {"step": step})
+    return Range(text, "suggest_categorical", [list(override.sweep_string_iterator())], {})

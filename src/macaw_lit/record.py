@@ -1,0 +1,89 @@
+"""What a run says of itself when it has ended, `metrics.json`: how it went, by which settings and which code."""
+
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from macaw_lit import __version__
+from macaw_lit.errors import ConfigError, MacawError
+
+FILE = "metrics.json"
+
+
+class JobError(MacawError):
+    """A job of a sweep that failed, in `folder`; its message names it and says why."""
+
+    def __init__(self, message: str, folder: Path) -> None:
+        super().__init__(message, folder)  # both travel between processes
+        self.message, self.folder = message, folder
+
+    def __str__(self) -> str:
+        others = sum(record["status"] == "failed" for record in read_all(self.folder.parent).values()) - 1
+        more = f" ({others} more failed)" if others > 0 else ""
+        again = f"the same command with hydra.sweep.dir={self.folder.parent} runs it again, and no job that is done"
+        return f"{self.message}{more}; {again}"
+
+
+def write(folder: Path, status: str, overrides: Sequence[str], **content: Any) -> None:
+    """Replace the record in `folder`, whole or not at all.
+
+    Args:
+        status: `done` or `failed`.
+        overrides: the command line of the run, or of the job in a sweep.
+    """
+    record = {"status": status, "overrides": list(overrides), **content, "version": version()}
+    part = folder / f"{FILE}.part"
+    part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    part.replace(folder / FILE)
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The record in `folder`; None if the run has not ended, or its record cannot be read."""
+    try:
+        record = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and {"status", "overrides"} <= record.keys() else None
+
+
+def read_all(folder: Path) -> dict[str, dict[str, Any]]:
+    """The records of the runs within `folder` by the names of theirs, numbered ones in order."""
+    found = {path.parent.name: read(path.parent) for path in folder.glob(f"*/{FILE}")}
+    order = sorted(found, key=lambda name: (int(name) if name.isdecimal() else -1, name))
+    return {name: record for name in order if (record := found[name]) is not None}
+
+
+def done(folder: Path, overrides: Sequence[str]) -> dict[str, Any] | None:
+    """The record of a job that is done already, by the same overrides; None if it is to be run.
+
+    Raises:
+        ConfigError: another job left its record there.
+    """
+    record = read(folder)
+    if record is None or record["status"] != "done":
+        return None
+    if sorted(record["overrides"]) != sorted(overrides):
+        was, now = (" ".join(each) or "no overrides" for each in (record["overrides"], overrides))
+        raise ConfigError(f"{folder} holds a job of another sweep ({was}), not {now}: choose another hydra.sweep.dir")
+    return record
+
+
+def version() -> dict[str, Any]:
+    """Of the package; in a working copy the commit too, and whether files differ from it."""
+    root = Path(__file__).resolve().parents[2]
+    stamp: dict[str, Any] = {"macaw_lit": __version__}
+    if (root / ".git").exists():
+        try:
+            stamp["commit"] = _git(root, "rev-parse", "HEAD")
+            stamp["modified"] = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
+        except (OSError, subprocess.SubprocessError):
+            stamp["commit"] = None
+    return stamp
+
+
+def _git(root: Path, *words: str) -> str:
+    command = ["git", "-C", str(root), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)  # noqa: S603
+    return done.stdout.strip()
