@@ -10,13 +10,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
-from torch import distributed
 from torch.optim import Optimizer
 
 from macaw_lit.errors import ConfigError
 from macaw_lit.health import COLLAPSED, Health, gradient_shares, watched
 from macaw_lit.model import Macaw
 from macaw_lit.training.module import MacawModule
+from macaw_lit.training.strategies import from_all_processes
 from macaw_lit.types import Batch
 
 
@@ -50,7 +50,7 @@ class Ledger(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Counts of all processes, and of what a run that this one continues had counted."""
         own = {"used": self.used, "truncated": self.truncated, "skipped": dict(self.skipped)}
-        counts = [self._before, *_from_all_processes(own)]
+        counts = [self._before, *from_all_processes(own)]
         skipped: Counter[str] = Counter()
         for count in counts:
             skipped.update(count["skipped"])
@@ -59,14 +59,6 @@ class Ledger(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._before = state_dict
-
-
-def _from_all_processes(value: dict[str, Any]) -> list[dict[str, Any]]:
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return [value]
-    gathered = [value] * distributed.get_world_size()
-    distributed.all_gather_object(gathered, value)
-    return gathered
 
 
 class PrintWeights(Callback):
