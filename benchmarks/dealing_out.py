@@ -32,9 +32,9 @@ def child(kind: str, way: str, tokenizer: str, layers: int) -> None:
     """One of the two processes: builds, and prints what that took."""
     import torch
     from lightning import LightningDataModule, Trainer
-    from lightning.pytorch.callbacks import LambdaCallback
     from lightning.pytorch.strategies import DeepSpeedStrategy
 
+    from macaw_lit.model import Macaw
     from macaw_lit.training import module as training
     from macaw_lit.training.strategies import FSDP2, ZeRO
 
@@ -51,18 +51,20 @@ def child(kind: str, way: str, tokenizer: str, layers: int) -> None:
         training.building = everywhere  # type: ignore[assignment]
     llm = {"_target_": "macaw_lit.llms.hf.HFCausalLM", "tokenizer": tokenizer}
     sizes = {**SIZES, "llm": {**llm, "config": {**LLAMA, "vocab_size": 8000, "num_hidden_layers": layers}}}
-    macaw = training.MacawModule(sizes, lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
-    found: dict[str, float] = {}
 
-    def before(*_: Any, **__: Any) -> None:
-        found["before"] = memory("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    class Measured(training.MacawModule):
+        def configure_model(self) -> None:
+            with torch.device("meta"):  # so that what is imported on the way is not counted
+                Macaw.from_config(sizes)
+            before = memory("VmRSS")
+            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+            super().configure_model()
+            whole = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters()) * 4 / 2**20
+            peak, left = ((memory(name) - before) / whole for name in ("VmHWM", "VmRSS"))
+            rank = os.environ["RANK"]
+            print(f"{kind:6} {way:6} process {rank}: peak {peak:.2f}, then {left:.2f} of {whole:.0f} MiB", flush=True)
 
-    def after(*_: Any, **__: Any) -> None:
-        whole = sum(getattr(p, "ds_numel", p.numel()) for p in macaw.model.parameters()) * 4 / 2**20
-        peak, left = ((memory(name) - found["before"]) / whole for name in ("VmHWM", "VmRSS"))
-        rank = os.environ["RANK"]
-        print(f"{kind:6} {way:6} process {rank}: peak {peak:.2f}, then {left:.2f} of {whole:.0f} MiB", flush=True)
+    macaw = Measured(sizes, lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
 
     class Nothing(LightningDataModule):
         def train_dataloader(self) -> list[int]:
@@ -71,8 +73,7 @@ def child(kind: str, way: str, tokenizer: str, layers: int) -> None:
     settings = {"process_group_backend": "gloo"}
     strategy: Any = FSDP2(**settings) if kind == "fsdp2" else ZeROOnCPU(stage=3, **settings)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    watch = LambdaCallback(setup=before, on_fit_start=after)
-    trainer = Trainer(accelerator="cpu", devices=2, strategy=strategy, max_steps=0, callbacks=[watch], **quiet)
+    trainer = Trainer(accelerator="cpu", devices=2, strategy=strategy, max_steps=0, **quiet)
     trainer.fit(macaw, Nothing())
 
 
@@ -87,15 +88,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokenizer", default="data/demo/tokenizer")
     parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--strategies", nargs="+", default=["fsdp2", "zero3"])
+    parser.add_argument("--ways", nargs="+", default=["each", "first"])
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         child(*args.child, args.tokenizer, args.layers)
         return
-    for port, (kind, way) in enumerate([(k, w) for k in ("fsdp2", "zero3") for w in ("each", "first")]):
+    runs = [(kind, way) for kind in args.strategies for way in args.ways]
+    for port, (kind, way) in enumerate(runs):
         shared = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20_000 + (os.getpid() + port) % 30_000)}
         shared |= {"TORCHELASTIC_RUN_ID": "benchmark", "GROUP_RANK": "0", "OMP_NUM_THREADS": "1"}
+        shared["MALLOC_MMAP_THRESHOLD_"] = "65536"  # what is freed goes back to the kernel, and is not counted
         words = [sys.executable, __file__, "--tokenizer", args.tokenizer, "--layers", str(args.layers)]
         ranks = [
             subprocess.Popen([*words, "--child", kind, way], env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})  # noqa: S603

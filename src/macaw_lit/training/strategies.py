@@ -82,7 +82,7 @@ class ZeRO(DeepSpeedStrategy):
 
 
 class FSDP2(ModelParallelStrategy):
-    """Fully sharded data parallelism over all processes; `shard` says what is sharded together."""
+    """Fully sharded data parallelism over all processes; `prepare` says what is sharded together."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(data_parallel_size=1, tensor_parallel_size=1, **settings)
