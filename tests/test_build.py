@@ -70,7 +70,10 @@ def plain(value: Any) -> bool:
 
 
 def test_a_module_knows_sizes_and_weights_and_no_configs(cfg):
-    module = build_module(cfg("warmup_ratio=0.5", "model.pretrained.llm=null"))
+    module = build_module(
+        cfg("warmup_ratio=0.5", "model.pretrained.llm=null", "checkpointing=[llm]", "compiled=[vision]")
+    )
+    assert (module.checkpointing, module.compiled) == (["llm"], ["vision"])
     assert plain(module.config)
     assert module.config["modalities"].keys() == {"image", "video", "audio"}
     assert "pretrained" not in module.config, "it is no size, and says where files lay on one machine"

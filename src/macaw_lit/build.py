@@ -34,7 +34,16 @@ def build_module(cfg: DictConfig) -> MacawModule:
     """The LightningModule of `cfg.model`, `cfg.optim` and its own settings; its model is built when it starts."""
     sizes: Any = OmegaConf.to_container(cfg.model, resolve=True)
     pretrained, adapt = sizes.pop("pretrained"), sizes.pop("adapt")
-    return MacawModule(sizes, _build(cfg.optim), cfg.warmup_ratio, pretrained, adapt, cfg.loss_mean)
+    return MacawModule(
+        sizes,
+        _build(cfg.optim),
+        cfg.warmup_ratio,
+        pretrained,
+        adapt,
+        cfg.loss_mean,
+        list(cfg.checkpointing),
+        list(cfg.compiled),
+    )
 
 
 def build_data(cfg: DictConfig) -> MacawDataModule:

@@ -19,6 +19,10 @@ class DataError(MacawError):
     """A data file that cannot be read at all."""
 
 
+class TrainingError(MacawError):
+    """Training that cannot go on: its numbers are no longer finite."""
+
+
 class SampleError(MacawError):
     """A sample that cannot be used: skipped and counted in training, fatal for a single question.
 

@@ -166,6 +166,10 @@ class Macaw(ModelFolder):
             modalities[kind] = Modality(name, aligner, sequence)
         return cls(encoders, modalities, llm, config)
 
+    def parts(self) -> dict[str, nn.Module]:
+        """What settings of training are given for: each encoder by its name, `aligners` with frames, and `llm`."""
+        return {**dict(self.encoders.items()), "aligners": self.modalities, "llm": self.llm}
+
     def load_pretrained(self, sources: Mapping[str, str | None]) -> None:
         """Load weights by part: names of encoders, or `llm`, → file, folder or hub id; None leaves one as it is.
 

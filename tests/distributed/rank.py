@@ -1,5 +1,6 @@
 """One process of a training, alone or beside others: `rank.py STRATEGY TOKENIZER_FOLDER OUT`, started by launch()."""
 
+import json
 import os
 import sys
 import threading
@@ -14,17 +15,21 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 
 import numpy as np
 import torch
-from lightning import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch.utils.data import DataLoader
 
 from conftest import tiny_batch, tiny_sizes
 from macaw_lit.data.datamodule import MacawDataModule, Source
 from macaw_lit.data.preprocess import Preprocessor
+from macaw_lit.errors import TrainingError
 from macaw_lit.model import Macaw
+from macaw_lit.training.adapt import merge
 from macaw_lit.training.callbacks import Ledger
+from macaw_lit.training.finite import StopAtOverflows
 from macaw_lit.training.module import MacawModule
+from macaw_lit.training.optim import adamw
 from macaw_lit.training.strategies import FSDP2, ZeRO
 from macaw_lit.types import IGNORE, Batch, Decoded, Sample, Turn
 
@@ -92,10 +97,18 @@ class Schedule(LightningDataModule):
         return DataLoader(batches, batch_size=None)
 
 
-def fit(out: Path, kind: str, sizes: dict[str, Any], data: Any, resume: Path | None = None, **settings: Any) -> None:
+def fit(
+    out: Path,
+    kind: str,
+    sizes: dict[str, Any],
+    data: Any,
+    resume: Path | None = None,
+    parts: dict[str, Any] | None = None,
+    **settings: Any,
+) -> None:
     """Trains from the same start whatever the strategy, and writes the model folder, a checkpoint and the ledger."""
     torch.manual_seed(0)
-    module = MacawModule(sizes, sgd)
+    module = MacawModule(sizes, sgd, **(parts or {}))
     saves = ModelCheckpoint(out, "{step}", every_n_train_steps=4, save_top_k=-1)
     trainer = Trainer(
         accelerator="cpu",
@@ -112,6 +125,7 @@ def fit(out: Path, kind: str, sizes: dict[str, Any], data: Any, resume: Path | N
     )
     trainer.fit(module, data, ckpt_path=resume)
     if trainer.is_global_zero:
+        merge(module.trained)
         module.trained.save_pretrained(out / "model")
 
 
@@ -133,6 +147,62 @@ def main(kind: str, tokenizer_folder: Path, out: Path) -> None:
         fit(out / "resumed", kind, sizes, dealt(12 // steps // world), out / "dealt3" / "step=4.ckpt", **settings)
     fit(out / "schedule", kind, sizes, Schedule(blueprint), max_epochs=1)
 
+    # What breaks elsewhere: a head tied to the embeddings, parts that are frozen, adapters, blocks computed again.
+    sizes["llm"]["config"] = {**sizes["llm"]["config"], "tie_word_embeddings": True}
+    recomputed = ("vision", "hearing", "llm") if world > 1 else ()
+    parts: dict[str, Any] = {"adapt": {"vision": "frozen"}, "checkpointing": recomputed}
+    fit(out / "frozen", kind, sizes, dealt(4 // world), None, parts, **settings)
+    parts["adapt"] |= {"hearing": {"lora": {"r": 2}}, "llm": {"lora": {"r": 2, "alpha": 32}}}
+    fit(out / "lora", kind, sizes, dealt(4 // world), None, parts, **settings)
+    if world > 1:
+        fit(out / "lora_resumed", kind, sizes, dealt(4 // world), out / "lora" / "step=4.ckpt", parts, **settings)
+
+
+def train_in_half(out: Path, sizes: dict[str, Any], stage: int) -> None:
+    """fp16 from a scale that is too high; then with gradients that overflow at any scale, which must end it."""
+    from deepspeed.accelerator import get_accelerator
+
+    type(get_accelerator()).is_fp16_supported = lambda self: True  # it says no on a CPU, and does it all the same
+    blueprint = Macaw.from_config(sizes)
+    for case, scale in (("healthy", 24), ("broken", 10)):
+        torch.manual_seed(0)
+        module = MacawModule(sizes, partial(adamw, lr=3e-3, weight_decay=0.0))
+        stop = StopAtOverflows(max_overflows=6 if case == "broken" else 12)
+        trainer = Trainer(
+            accelerator="cpu",
+            devices=int(os.environ["WORLD_SIZE"]),
+            strategy=ZeROOnCPU(stage=stage, process_group_backend="gloo", initial_scale_power=scale, hysteresis=1),
+            precision="16-mixed",
+            callbacks=[stop, *([Breaks()] if case == "broken" else [])],
+            default_root_dir=out,
+            gradient_clip_val=1.0,
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        found = ""
+        try:
+            trainer.fit(module, Schedule(blueprint))
+        except TrainingError as error:
+            found = str(error)
+        report = {"skipped": stop.skipped, "steps": trainer.global_step, "error": found}
+        report |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+        report["finite"] = all(bool(p.isfinite().all()) for p in module.parameters())
+        (out / f"{case}{stage}-{trainer.global_rank}.json").write_text(json.dumps(report))
+
+
+class Breaks(Callback):
+    """The gradient of one layer overflows at any scale, in the second process alone."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module: Any = pl_module
+        if trainer.global_rank == trainer.world_size - 1:
+            weight = module.model.llm.get_parameter("model.model.layers.1.mlp.down_proj.weight")
+            weight.register_hook(lambda gradient: gradient * torch.inf)
+
 
 def end_with_parent(parent: int) -> None:
     while os.getppid() == parent:
@@ -142,4 +212,8 @@ def end_with_parent(parent: int) -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    kind, tokenizer_folder, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    if kind.startswith("half"):
+        train_in_half(out, tiny_sizes(tokenizer_folder), int(kind[4:]))
+    else:
+        main(kind, tokenizer_folder, out)

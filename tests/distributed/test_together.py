@@ -1,4 +1,4 @@
-"""Two processes under every strategy do what one does, whatever media their rows have, and go on after a stop."""
+"""Two processes under every strategy do what one does, whatever is trained on whatever media, and after a stop."""
 
 import json
 import os
@@ -69,6 +69,7 @@ def test_rows_in_one_batch_and_in_three_give_the_same_update(alone):
     # float32 sums in another order, over six steps; a wrong divisor of a step of 12 rows would give 1e-2
     assert distance(alone / "dealt1", alone / "dealt3") < 1e-6
     assert distance(alone / "dealt1", alone / "schedule") > 1e-3, "training moves the weights by more than the bound"
+    assert distance(alone / "frozen", alone / "lora") > 1e-3, "so does what is trained through adapters or in full"
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2", "zero1", "zero2", "zero3"])
@@ -81,14 +82,19 @@ def test_two_processes_do_what_one_does(
     assert distance(alone / "dealt1", tmp_path / "dealt3") < 1e-6
     assert distance(alone / "schedule", tmp_path / "schedule") < 1e-6
     assert distance(tmp_path / "dealt3", tmp_path / "resumed") < 1e-6
+    # the same through tied, frozen and adapted parts, whose blocks are computed again in the backward pass
+    assert distance(alone / "frozen", tmp_path / "frozen") < 1e-6
+    assert distance(alone / "lora", tmp_path / "lora") < 1e-6
+    assert distance(alone / "lora", tmp_path / "lora_resumed") < 1e-6
     for case in ("dealt1", "dealt3", "resumed", "schedule"):
         assert json.loads((tmp_path / case / "ledger.json").read_text()) == json.loads(
             (alone / case.replace("resumed", "dealt3") / "ledger.json").read_text()
         )
-    models = [Macaw.from_pretrained(folder / "dealt3" / "model") for folder in (alone, tmp_path)]
-    batch = make_batch(models[0], [(1, {"image": 1}), (2, {}), (3, {"video": 1, "audio": 1})])
-    first, second = (model(batch).nll for model in models)
-    torch.testing.assert_close(second, first, rtol=1e-5, atol=0)  # weights that differ by 1e-8, through the model
+    for case in ("dealt3", "lora"):
+        models = [Macaw.from_pretrained(folder / case / "model") for folder in (alone, tmp_path)]
+        batch = make_batch(models[0], [(1, {"image": 1}), (2, {}), (3, {"video": 1, "audio": 1})])
+        first, second = (model(batch).nll for model in models)
+        torch.testing.assert_close(second, first, rtol=1e-5, atol=0)  # weights that differ by 1e-8, through the model
 
 
 def test_all_processes_stop_where_one_meets_too_many_bad_samples(tokenizer_folder: Path, tmp_path: Path):
@@ -109,3 +115,21 @@ def test_all_processes_stop_where_one_meets_too_many_bad_samples(tokenizer_folde
     assert ledgers["resumed"] == ledgers["whole"]
     assert ledgers["whole"]["used"] == 60
     assert ledgers["whole"]["skipped"]["missing"] >= 10
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_overflows_of_one_process_in_fp16_are_counted_and_end_all_with_the_layer(
+    stage: int, tokenizer_folder: Path, tmp_path: Path
+):
+    launch(tmp_path, 2, f"half{stage}", str(tokenizer_folder), str(tmp_path))
+    for rank in range(2):
+        healthy = json.loads((tmp_path / f"healthy{stage}-{rank}.json").read_text())
+        assert healthy["error"] == ""
+        assert healthy["skipped"] == healthy["train/skipped_steps"] >= 1, "a scale of 2^24 is too high for fp16"
+        assert healthy["train/loss_scale"] == 2.0 ** (24 - healthy["skipped"])
+        assert healthy["steps"] == 24
+        assert healthy["finite"]
+        broken = json.loads((tmp_path / f"broken{stage}-{rank}.json").read_text())
+        assert "6 steps in a row overflowed fp16 by step 6, the loss scale is down to 16:" in broken["error"]
+        assert "first in llm: model.model.layers.1.mlp.down_proj.weight;" in broken["error"]
+        assert broken["finite"], "no step was taken"

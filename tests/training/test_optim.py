@@ -2,14 +2,19 @@
 
 import copy
 import math
+import re
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import init_empty_weights
 from torch import nn
 from torch.optim import SGD, AdamW, Muon
 
+from macaw_lit.errors import ConfigError
 from macaw_lit.model import Macaw
 from macaw_lit.training.optim import FULL_RATE_FAN_IN, MuonAdamW, adamw, cosine_with_warmup
 
@@ -82,6 +87,114 @@ def test_convolutions_of_many_inputs_learn_more_slowly(model: Macaw):
         {name: 1e-3 * min(1, FULL_RATE_FAN_IN / inputs) for name, inputs in fan_in.items()}
     )
     assert set(rates.values()) == {1e-3}
+
+
+@pytest.fixture(scope="module")
+def full_size(tokenizer_folder: Path) -> Macaw:
+    """The paper's model, all names and shapes of it and no weights."""
+    llama = {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "intermediate_size": 11008,
+    }
+    aligner = {"kernel": 48, "stride": 36}
+    sizes = {
+        "encoders": {
+            "vision": {"_target_": "macaw_lit.encoders.clip.ClipEncoder", "form": "projected"},
+            "hearing": {"_target_": "macaw_lit.encoders.whisper.WhisperEncoder", "size": "base"},
+        },
+        "aligner": {"_target_": "macaw_lit.aligners.macaw.MacawAligner"},
+        "llm": {"_target_": "macaw_lit.llms.hf.HFCausalLM", "tokenizer": str(tokenizer_folder), "config": llama},
+        "modalities": {
+            "image": {"encoder": "vision", "aligner": aligner},
+            "video": {"encoder": "vision", "frames": 6, "aligner": aligner},
+            "audio": {"encoder": "hearing", "aligner": aligner},
+        },
+    }
+    with init_empty_weights(include_buffers=False):
+        return Macaw.from_config(sizes)
+
+
+def test_of_real_clip_whisper_and_llama_exactly_the_layers_matrices_are_decayed(full_size):
+    decayed, plain = adamw_of(full_size)
+    block, attention, mlp = "encoders.vision.visual.transformer.resblocks.*.", "self_attn.{}_proj", "mlp.{}_proj"
+    whisper, llama = "encoders.hearing.encoder.blocks.*.", "llm.model.model.layers.*."
+    assert {re.sub(r"\.\d+\.", ".*.", name, count=1) for name in names_of(full_size, decayed["params"])} == {
+        "encoders.vision.visual.proj",
+        *(block + name for name in ("attn.in_proj_weight", "attn.out_proj.weight")),
+        *(block + name for name in ("mlp.c_fc.weight", "mlp.c_proj.weight")),
+        *(f"{whisper}attn.{name}.weight" for name in ("query", "key", "value", "out")),
+        *(f"{whisper}mlp.{place}.weight" for place in (0, 2)),
+        *(f"modalities.{kind}.aligner.compress.linear.weight" for kind in ("image", "video", "audio")),
+        *(llama + attention.format(name) + ".weight" for name in "qkvo"),
+        *(llama + mlp.format(name) + ".weight" for name in ("gate", "up", "down")),
+    }
+    count = sum(parameter.numel() for parameter in decayed["params"])
+    linear = 12 * (4 + 8) * 768**2 + 768 * 512 + 6 * (4 + 8) * 512**2 + 3 * 512 * 4096
+    assert count == linear + 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    left = names_of(full_size, plain["params"])
+    shaped = {name for name in left if full_size.get_parameter(name).ndim > 1}
+    assert {re.sub(r"(image|video|audio)", "*", name) for name in shaped} == {
+        "encoders.vision.visual.positional_embedding",
+        "encoders.vision.visual.conv1.weight",
+        "encoders.hearing.encoder.conv1.weight",
+        "encoders.hearing.encoder.conv2.weight",
+        "modalities.*.aligner.compress.conv.weight",
+        "modalities.*.frames.position",
+        "llm.model.model.embed_tokens.weight",
+        "llm.model.lm_head.weight",
+    }, "beside these, norms, biases and the class token alone"
+
+
+def test_parts_have_rates_of_their_own(model: Macaw):
+    groups = adamw(model, lr=1e-3, weight_decay=0.1, part_lr={"llm": 1e-5, "aligners": 1e-2}).param_groups
+    by_name = {
+        group["name"]: (group["lr"], group["weight_decay"], names_of(model, group["params"])) for group in groups
+    }
+    assert {name: figures[:2] for name, figures in by_name.items()} == {
+        "decayed": (1e-3, 0.1),
+        "llm/decayed": (1e-5, 0.1),
+        "aligners/decayed": (1e-2, 0.1),
+        "plain": (1e-3, 0.0),
+        "llm/plain": (1e-5, 0.0),
+        "aligners/plain": (1e-2, 0.0),
+    }
+    for name, (_, _, names) in by_name.items():
+        prefix = {"llm": "llm.", "aligners": "modalities."}.get(name.partition("/")[0], "encoders.")
+        assert names
+        assert all(own.startswith(prefix) for own in names), name
+    plainly = adamw(model, lr=1e-3, weight_decay=0.1).param_groups
+    whole = [{parameter for group in part for parameter in group["params"]} for part in (groups, plainly)]
+    assert whole[0] == whole[1]
+
+
+def test_both_rates_of_a_part_under_muon_are_in_proportion(model: Macaw):
+    groups = MuonAdamW(model, lr=1e-2, adamw_lr=1e-3, weight_decay=0.1, part_lr={"llm": 2e-3}).param_groups
+    rates = {name: (group["name"], group["lr"]) for group in groups for name in names_of(model, group["params"])}
+    assert rates["llm.model.model.layers.0.self_attn.q_proj.weight"] == ("llm/muon", 2e-3)
+    assert rates["llm.model.model.embed_tokens.weight"] == ("llm/adamw", pytest.approx(2e-4))
+    assert rates["modalities.image.aligner.compress.linear.weight"] == ("muon", 1e-2)
+    assert rates["encoders.vision.visual.ln_pre.weight"] == ("adamw", pytest.approx(1e-3))
+    name, rate = rates["modalities.video.aligner.compress.conv.weight"]
+    assert (name, rate) == ("adamw/fan_in_256", pytest.approx(1e-3 * FULL_RATE_FAN_IN / 256))
+    names = [group["name"] for group in groups]
+    assert len(names) == len(set(names)), "Lightning's LearningRateMonitor wants them to differ"
+
+
+@pytest.mark.parametrize("optimizer", [adamw, partial(MuonAdamW, adamw_lr=1e-3)])
+@pytest.mark.parametrize(
+    ("part_lr", "message"),
+    [
+        ({"lm": 1e-5}, r"optim.part_lr.lm names no part.*\['aligners', 'hearing', 'llm', 'vision'\]"),
+        ({"llm": 0.0}, "optim.part_lr.llm=0.0: expected a positive rate; model.adapt.llm=frozen"),
+        ({"llm": -1e-5}, "optim.part_lr.llm=-1e-05"),
+    ],
+)
+def test_rates_that_cannot_be_are_one_line(model, optimizer, part_lr, message):
+    with pytest.raises(ConfigError, match=message):
+        optimizer(model, lr=1e-3, weight_decay=0.0, part_lr=part_lr)
 
 
 def test_a_tied_head_is_an_embedding(sizes):

@@ -53,7 +53,7 @@ def adapt(model: Macaw, settings: Mapping[str, Any]) -> list[nn.Module]:
     Raises:
         ConfigError: no such part or mode, or nothing is left to train.
     """
-    parts = _parts(model)
+    parts = model.parts()
     frozen = []
     for name, mode in settings.items():
         if name not in parts:
@@ -81,7 +81,7 @@ def merge(model: nn.Module) -> None:
 def report(model: Macaw) -> list[PartReport]:
     """What is trained, part by part."""
     rows = []
-    for part, module in _parts(model).items():
+    for part, module in model.parts().items():
         parameters = dict(module.named_parameters())
         trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
         lora = any("lora_" in name for name in parameters)
@@ -115,10 +115,6 @@ class PrintTrained(Callback):
         for row in rows:
             if row.mode == "lora":
                 console.print(f"{row.part}: {', '.join(row.names)}", highlight=False, markup=False)
-
-
-def _parts(model: Macaw) -> dict[str, nn.Module]:
-    return {**dict(model.encoders.items()), "aligners": model.modalities, "llm": model.llm}
 
 
 def _add_lora(name: str, part: nn.Module, fields: Mapping[str, Any]) -> None:

@@ -9,7 +9,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
-from torch import distributed
 from torch.optim import Optimizer
 
 from macaw_lit.data.accounts import Accounts, check_rate, is_certain, too_many, total
@@ -18,6 +17,7 @@ from macaw_lit.errors import ConfigError, DataError
 from macaw_lit.health import COLLAPSED, Health, gradient_shares, watched
 from macaw_lit.model import Macaw
 from macaw_lit.training.module import MacawModule
+from macaw_lit.training.strategies import from_all_processes
 from macaw_lit.types import Batch
 
 CHECK_EVERY = 10  # batches from one look at the ledgers of all processes to the next, which waits for them
@@ -91,7 +91,7 @@ class Ledger(Callback):
     def accounts(self) -> Accounts:
         """Counts of all processes, and of what a run that this one continues had counted; for all processes to call."""
         whole = Accounts()
-        for state in (self._before, *_from_all_processes(self._own.as_json())):
+        for state in (self._before, *from_all_processes(self._own.as_json())):
             whole.add(state)
         return whole
 
@@ -125,14 +125,6 @@ def _write(trainer: Trainer, accounts: Accounts) -> None:
     path = Path(trainer.default_root_dir) / "ledger.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _from_all_processes(value: dict[str, Any]) -> list[dict[str, Any]]:
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return [value]
-    gathered = [value] * distributed.get_world_size()
-    distributed.all_gather_object(gathered, value)
-    return gathered
 
 
 class PrintWeights(Callback):

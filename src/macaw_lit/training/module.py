@@ -1,6 +1,6 @@
 """The LightningModule: loss, log, optimizer, schedule, and nothing about files or shapes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,11 +10,13 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 
-from macaw_lit.errors import ConfigError
+from macaw_lit.errors import ConfigError, TrainingError
 from macaw_lit.model import Macaw
 from macaw_lit.training.adapt import adapt
+from macaw_lit.training.blocks import compile_blocks, recompute, restore
+from macaw_lit.training.finite import explain_loss, loss_scale
 from macaw_lit.training.optim import cosine_with_warmup
-from macaw_lit.training.strategies import check_optimizer, prepare, whole_state
+from macaw_lit.training.strategies import building, check_compiled, check_optimizer, prepare, tie, tied, whole_state
 from macaw_lit.types import Batch, Output
 
 
@@ -30,6 +32,8 @@ class MacawModule(LightningModule):
         loss_mean: what the loss is the mean of. `tokens`: all response tokens of an optimizer step, over ranks and
             accumulated batches, so that the update does not depend on how rows are dealt out. `microbatches`: the
             means of the batches, as the original has it, where a response weighs more among short ones.
+        checkpointing: parts whose blocks' activations are computed again in the backward pass, for `blocks.recompute`.
+        compiled: parts whose blocks are compiled, for `blocks.compile_blocks`.
 
     Raises:
         ConfigError: `loss_mean` is neither, or batches that do not know their step's tokens are accumulated.
@@ -43,11 +47,14 @@ class MacawModule(LightningModule):
         pretrained: Mapping[str, str | None] | None = None,
         adapt: Mapping[str, Any] | None = None,
         loss_mean: str = "tokens",
+        checkpointing: Sequence[str] = (),
+        compiled: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if loss_mean not in ("tokens", "microbatches"):
             raise ConfigError(f"loss_mean={loss_mean}: expected tokens or microbatches")
         self.loss_mean = loss_mean
+        self.checkpointing, self.compiled = checkpointing, compiled
         self.config = config
         self.pretrained = pretrained or {}
         self.adapt = adapt or {}
@@ -60,11 +67,18 @@ class MacawModule(LightningModule):
     def configure_model(self) -> None:
         """Build here and not in `__init__`, so that strategies that shard can do so at creation."""
         if self._model is None:
-            self._model = Macaw.from_config(self.config)
-            self._model.load_pretrained(self.pretrained)
-            self._frozen = adapt(self._model, self.adapt)
-            if self._trainer is not None:
-                prepare(self.trainer.strategy, self._model)
+            strategy = None if self._trainer is None else self.trainer.strategy
+            check_compiled(strategy, self.compiled)
+            with building(strategy) as with_weights:
+                model = Macaw.from_config(self.config)
+                if with_weights:
+                    model.load_pretrained(self.pretrained)
+                self._frozen = adapt(model, self.adapt)
+                compile_blocks(model, self.compiled)
+                recompute(model, self.checkpointing)
+            if strategy is not None:
+                prepare(strategy, model)
+            self._model = model
 
     def train(self, mode: bool = True) -> "MacawModule":
         """As ever, but a frozen part has nothing to learn from noise: no dropout there."""
@@ -84,6 +98,11 @@ class MacawModule(LightningModule):
         step_tokens = self._one_batch(output) if batch.step_tokens is None else batch.step_tokens
         own = torch.stack([output.nll.detach(), output.tokens, output.tokens.new_tensor(step_tokens)])
         nll, tokens, all_tokens = torch.as_tensor(self.all_gather(own)).reshape(-1, 3).sum(0)
+        if not nll.isfinite() and loss_scale(self.trainer) is None:  # else the step is skipped, and counted
+            raise TrainingError(
+                f"step {self.trainer.global_step}: {explain_loss(self.model, batch, output.nll)}; "
+                "look at these rows, or go on from a checkpoint before with a lower optim.lr or in fp32"
+            )
         self.log("train/loss", nll / tokens.clamp(min=1), prog_bar=True, batch_size=len(batch.uids))
         if self.loss_mean == "microbatches":
             return output.nll / output.tokens.clamp(min=1)
@@ -107,6 +126,7 @@ class MacawModule(LightningModule):
 
     def on_fit_end(self) -> None:
         """Gather what the strategy has sharded, while its processes still talk to each other."""
+        restore(self.model)
         state = whole_state(self.trainer.strategy, self.model)
         if state is None or not self.trainer.is_global_zero:
             return
@@ -115,6 +135,7 @@ class MacawModule(LightningModule):
             adapt(whole, self.adapt)
         shapes = {name: tensor.shape for name, tensor in whole.state_dict().items()}
         whole.load_state_dict({name: tensor.reshape(shapes[name]) for name, tensor in state.items()}, assign=True)
+        tie(whole, tied(self.model))
         whole.config = self.model.config
         self._whole = [whole]
 

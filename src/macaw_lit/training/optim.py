@@ -10,23 +10,34 @@ from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from macaw_lit.errors import ConfigError
+from macaw_lit.model import Macaw
 
 FULL_RATE_FAN_IN = 64  # convolutions of more inputs than this learn more slowly, in proportion
 
 
-def adamw(model: nn.Module, lr: float, weight_decay: float, betas: Sequence[float] = (0.9, 0.999)) -> Optimizer:
+def adamw(
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    betas: Sequence[float] = (0.9, 0.999),
+    part_lr: Mapping[str, float] | None = None,
+) -> Optimizer:
     """AdamW on all trainable parameters; only matrices of hidden layers are decayed.
 
+    Args:
+        part_lr: part of the model, as in `Macaw.parts` → its own peak learning rate.
+
     Raises:
-        ConfigError: no parameter of the model is trainable.
+        ConfigError: no parameter of the model is trainable, or `part_lr` names no part or no rate.
     """
     matrices, others = _split(model)
+    rates = _part_rates(model, part_lr or {})
     groups = [
-        {"params": [*matrices.values()], "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"name": f"{prefix}{kind}", "params": own, "lr": part_rate or lr, "weight_decay": decay}
+        for kind, parameters, decay in (("decayed", [*matrices.values()], weight_decay), ("plain", others, 0.0))
+        for prefix, part_rate, own in _by_part(parameters, rates)
     ]
-    _check_any(matrices, others)
-    return AdamW([group for group in groups if group["params"]], lr=lr, betas=(betas[0], betas[1]))
+    return AdamW(groups, betas=(betas[0], betas[1]))
 
 
 class MuonAdamW(Optimizer):
@@ -39,9 +50,10 @@ class MuonAdamW(Optimizer):
 
     Args:
         lr, adamw_lr: peak learning rates of the two.
+        part_lr: part of the model, as in `Macaw.parts` → its own `lr`; its `adamw_lr` is in proportion.
 
     Raises:
-        ConfigError: no parameter of the model is trainable.
+        ConfigError: no parameter of the model is trainable, or `part_lr` names no part or no rate.
     """
 
     def __init__(
@@ -51,15 +63,23 @@ class MuonAdamW(Optimizer):
         adamw_lr: float,
         weight_decay: float,
         betas: Sequence[float] = (0.9, 0.999),
+        part_lr: Mapping[str, float] | None = None,
     ) -> None:
         matrices, others = _split(model)
-        _check_any(matrices, others)
+        rates = _part_rates(model, part_lr or {})
         self.parts: list[Optimizer] = []
         if matrices:
-            muon = Muon([*matrices.items()], lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-            self.parts.append(muon)
+            muons = [
+                {"name": f"{prefix}muon", "params": own, "lr": part_rate or lr}
+                for prefix, part_rate, own in _by_part(matrices.values(), rates)
+            ]
+            self.parts.append(Muon(muons, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
         if others:
-            groups = _by_fan_in(others, model, adamw_lr)
+            groups = [
+                group
+                for prefix, part_rate, own in _by_part(others, rates)
+                for group in _by_fan_in(own, model, adamw_lr * (part_rate or lr) / lr, prefix)
+            ]
             self.parts.append(AdamW(groups, lr=adamw_lr, betas=(betas[0], betas[1]), weight_decay=0.0))
         super().__init__([{"params": [*matrices.values(), *others]}], {})
         self._share_groups()
@@ -100,7 +120,11 @@ def cosine_with_warmup(optimizer: Optimizer, total_steps: int, warmup_ratio: flo
 
 
 def _split(model: nn.Module) -> tuple[dict[str, nn.Parameter], list[nn.Parameter]]:
-    """Trainable parameters: matrices of hidden layers by name; embeddings, heads, norms, biases and convolutions."""
+    """Trainable parameters: matrices of hidden layers by name; embeddings, heads, norms, biases and convolutions.
+
+    Raises:
+        ConfigError: there are none.
+    """
     apart = {id(weight) for weight in _embedding_like(model)}
     matrices, others = {}, []
     for name, parameter in model.named_parameters():
@@ -110,22 +134,52 @@ def _split(model: nn.Module) -> tuple[dict[str, nn.Parameter], list[nn.Parameter
             matrices[name] = parameter
         else:
             others.append(parameter)
+    if not matrices and not others:
+        raise ConfigError("no parameter of the model is trainable: set a part of model.adapt to full or lora")
     return matrices, others
 
 
-def _check_any(matrices: Mapping[str, Tensor], others: Sequence[Tensor]) -> None:
-    if not matrices and not others:
-        raise ConfigError("no parameter of the model is trainable: set a part of model.adapt to full or lora")
+def _part_rates(model: nn.Module, part_lr: Mapping[str, float]) -> dict[int, tuple[str, float]]:
+    """`id` of a parameter → its part and the part's own rate, for the parts that have one."""
+    parts = model.parts() if isinstance(model, Macaw) else {}
+    for part, rate in part_lr.items():
+        if part not in parts:
+            raise ConfigError(f"optim.part_lr.{part} names no part of the model: expected one of {sorted(parts)}")
+        if not (isinstance(rate, int | float) and rate > 0):
+            raise ConfigError(
+                f"optim.part_lr.{part}={rate}: expected a positive rate; model.adapt.{part}=frozen stops it"
+            )
+    return {id(p): (part, rate) for part, rate in part_lr.items() for p in parts[part].parameters()}
 
 
-def _by_fan_in(parameters: Iterable[nn.Parameter], model: nn.Module, lr: float) -> list[dict[str, Any]]:
+def _by_part(
+    parameters: Iterable[nn.Parameter], rates: Mapping[int, tuple[str, float]]
+) -> list[tuple[str, float | None, list[nn.Parameter]]]:
+    """Prefix for the group's name, rate and parameters of each part with a rate of its own, and of all others."""
+    found: dict[tuple[str, float | None], list[nn.Parameter]] = {}
+    for parameter in parameters:
+        part, rate = rates.get(id(parameter), ("", None))
+        found.setdefault((f"{part}/" if part else "", rate), []).append(parameter)
+    return [(prefix, rate, own) for (prefix, rate), own in found.items()]
+
+
+def _by_fan_in(
+    parameters: Iterable[nn.Parameter], model: nn.Module, lr: float, prefix: str = ""
+) -> list[dict[str, Any]]:
     """Parameter groups: convolutions with a rate that falls with their fan-in, the rest with `lr`."""
     kernels = {id(module.weight) for module in model.modules() if isinstance(module, nn.Conv1d | nn.Conv2d)}
-    groups: dict[float, list[nn.Parameter]] = {}
+    groups: dict[int, list[nn.Parameter]] = {}
     for parameter in parameters:
         fan_in = parameter[0].numel() if id(parameter) in kernels else 1
-        groups.setdefault(lr * min(1.0, FULL_RATE_FAN_IN / fan_in), []).append(parameter)
-    return [{"params": group, "lr": rate} for rate, group in groups.items()]
+        groups.setdefault(max(fan_in, FULL_RATE_FAN_IN), []).append(parameter)
+    return [
+        {
+            "name": f"{prefix}adamw" + (f"/fan_in_{fan_in}" if fan_in > FULL_RATE_FAN_IN else ""),
+            "params": group,
+            "lr": lr * FULL_RATE_FAN_IN / fan_in,
+        }
+        for fan_in, group in groups.items()
+    ]
 
 
 def _embedding_like(model: nn.Module) -> Iterable[Tensor]:

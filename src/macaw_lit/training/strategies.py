@@ -1,19 +1,22 @@
 """Lightning's strategies that shard a model, made to do what the others do, and what a machine cannot run."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
 
+import torch
+from accelerate import init_empty_weights
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy, Strategy
-from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from macaw_lit.errors import ConfigError
+from macaw_lit.errors import ConfigError, in_one_line
 from macaw_lit.model import Macaw
 from macaw_lit.training.optim import MuonAdamW
+
+Value = TypeVar("Value")
 
 
 class ZeRO(DeepSpeedStrategy):
@@ -23,8 +26,7 @@ class ZeRO(DeepSpeedStrategy):
     through epochs while Lightning begins anew, so that they step at different batches where an epoch is no multiple.
     Here Lightning's division and count hold. Batch size, accumulation, clipping and precision are the Trainer's.
 
-    A model is built and filled in full in each process's memory, and sharded after that: initialisation and loading
-    need whole tensors. With an offloaded optimizer the configured one runs on the CPU, where DeepSpeed wants its own.
+    With an offloaded optimizer the configured one runs on the CPU, where DeepSpeed wants its own.
 
     Raises:
         ConfigError: there are no NVIDIA GPUs.
@@ -56,6 +58,19 @@ class ZeRO(DeepSpeedStrategy):
     def block_backward_sync(self) -> Iterator[None]:
         yield  # gradients that are dealt out cannot wait for the last batch
 
+    def deal_out(self, module: nn.Module) -> None:
+        """Give each process its piece of those weights of a module that are not dealt out yet (stage 3)."""
+        import deepspeed  # takes seconds, and is an extra
+
+        # DeepSpeed casts and moves a model itself, but not one that is dealt out already.
+        precision: Any = self.precision_plugin
+        self._init_config_if_needed()
+        _place(module, self.root_device, precision._desired_dtype)
+        for child in module.modules():
+            for name, buffer in child.named_buffers(recurse=False):
+                child._buffers[name] = buffer.to(self.root_device)
+        deepspeed.zero.Init(module=module, remote_device=self.remote_device, config_dict_or_path=self.config)
+
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         assert self.lightning_module is not None
         last = not self.lightning_module.trainer.fit_loop._should_accumulate()
@@ -67,7 +82,7 @@ class ZeRO(DeepSpeedStrategy):
 
 
 class FSDP2(ModelParallelStrategy):
-    """Fully sharded data parallelism over all processes; `shard` says what is sharded together."""
+    """Fully sharded data parallelism over all processes; `prepare` says what is sharded together."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(data_parallel_size=1, tensor_parallel_size=1, **settings)
@@ -77,28 +92,102 @@ class FSDP2(ModelParallelStrategy):
         super().setup_environment()
 
 
+@contextmanager
+def building(strategy: Strategy | None) -> Iterator[bool]:
+    """Where weights are dealt out, let the first process alone draw and load them, in main memory.
+
+    In the others parameters that are made within are on the meta device, until `prepare` deals out what the first has.
+    What goes wrong in one process is raised in all, which would wait for it otherwise.
+
+    Yields:
+        whether this process is to have weights.
+    """
+    if not _deals_out_weights(strategy):
+        yield True
+        return
+    assert strategy is not None
+    failure: Exception | None = None
+    try:
+        with nullcontext() if strategy.is_global_zero else init_empty_weights(include_buffers=False):
+            yield strategy.is_global_zero
+    except Exception as error:
+        failure = error
+    failures = from_all_processes(failure and in_one_line(failure))
+    if failure:
+        raise failure
+    for rank, message in enumerate(failures):
+        if message:
+            raise ConfigError(f"process {rank} could not build the model ({message}): mend what it says")
+
+
+def from_all_processes(value: Value) -> list[Value]:
+    """One value of each process, in order of their ranks; all of them must call it."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    gathered = [value] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, value)
+    return gathered
+
+
+def _deals_out_weights(strategy: Strategy | None) -> bool:
+    return isinstance(strategy, FSDP2) or (isinstance(strategy, ZeRO) and bool(strategy.zero_stage_3))
+
+
 def prepare(strategy: Strategy, model: Macaw) -> None:
-    """Make a newly built model fit for a strategy that shards it; any other is left as it is."""
+    """Make a newly built model fit for a strategy that shards it; any other is left as it is.
+
+    Weights are dealt out group by group, so that no process but the first, which let go of what it has dealt out, ever
+    holds more than its share and one group. A group is a block of the language model, an encoder, or all else: aligners
+    read the embedding table, so both stay together.
+    """
     if isinstance(strategy, ZeRO | FSDP2):
         for parameter in model.parameters():
             if parameter.ndim == 0:  # neither can deal out a scalar
                 parameter.data = parameter.data.reshape(1)
-    if isinstance(strategy, FSDP2):
-        _shard(model, strategy.device_mesh)
-        register_fsdp_forward_method(model, "generate")
-    if isinstance(strategy, FSDP2) or (isinstance(strategy, ZeRO) and strategy.zero_stage_3):
-        # A process whose answers have ended goes on with the others, or they would wait for its part of the weights.
-        model.llm.generation = {**model.llm.generation, "synced_gpus": True}
-
-
-def _shard(model: Macaw, mesh: DeviceMesh) -> None:
-    """Shard each block of the language model, each encoder, and all else with the model itself.
-
-    Aligners read the embedding table, so both stay with the whole, which is gathered through all of a forward pass.
-    """
+    if not _deals_out_weights(strategy):
+        return
+    # A process whose answers have ended goes on with the others, or they would wait for its part of the weights.
+    model.llm.generation = {**model.llm.generation, "synced_gpus": True}
+    tie(model, from_all_processes(tied(model))[0])  # parameters without memory lose it
     blocks = [block for part in model.llm.modules() if isinstance(part, nn.ModuleList) for block in part]
     for module in (*blocks[::-1], *model.encoders.values(), model):  # a block within a block comes first
-        fully_shard(module, mesh=mesh["data_parallel"])
+        if isinstance(strategy, FSDP2):
+            for parameter in _place(module, strategy.root_device):
+                distributed.broadcast(parameter.data, src=0)
+            fully_shard(module, mesh=strategy.device_mesh["data_parallel"])
+        elif isinstance(strategy, ZeRO):
+            strategy.deal_out(module)
+    if isinstance(strategy, FSDP2):
+        register_fsdp_forward_method(model, "generate")
+
+
+def tied(model: nn.Module) -> dict[str, str]:
+    """Names of parameters that are the same as an earlier one, as an output head may be: name → earlier name."""
+    first: dict[int, str] = {}
+    names = [(name, first.setdefault(id(p), name)) for name, p in model.named_parameters(remove_duplicate=False)]
+    return {name: earlier for name, earlier in names if name != earlier}
+
+
+def tie(model: nn.Module, names: Mapping[str, str]) -> None:
+    """Make parameters the same that are so by `tied`."""
+    for name, earlier in names.items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, model.get_parameter(earlier))
+
+
+def _place(module: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> list[nn.Parameter]:
+    """Move those weights of a module to a device that are not dealt out yet, or make room for them there."""
+    placed: dict[nn.Parameter, nn.Parameter] = {}  # those that are tied stay so
+    for child in module.modules():
+        for name, parameter in child._parameters.items():
+            if parameter is None or isinstance(parameter, DTensor) or hasattr(parameter, "ds_id"):
+                continue
+            if parameter not in placed:
+                make = torch.empty_like if parameter.is_meta else torch.Tensor.to
+                data = make(parameter.detach(), device=device, dtype=dtype or parameter.dtype)
+                placed[parameter] = nn.Parameter(data, parameter.requires_grad)
+            child._parameters[name] = placed[parameter]
+    return [*placed.values()]
 
 
 def whole_state(strategy: Strategy, model: nn.Module) -> dict[str, Tensor] | None:
@@ -118,6 +207,19 @@ def whole_state(strategy: Strategy, model: nn.Module) -> dict[str, Tensor] | Non
                     state[name] = parameter.detach().to("cpu", copy=True)
     whole = {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in state.items()}
     return {name: tensor.to("cpu", copy=True) for name, tensor in whole.items()}  # some are pieces of one buffer
+
+
+def check_compiled(strategy: Strategy | None, parts: Sequence[str]) -> None:
+    """Refuse to compile blocks whose layers a strategy fills one by one as they run.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if parts and isinstance(strategy, ZeRO) and strategy.zero_stage_3:
+        raise ConfigError(
+            f"compiled={[*parts]} with ZeRO-3, which gathers the weights of each layer while a block runs: choose "
+            "compiled=[], or ZeRO-2 or FSDP2"
+        )
 
 
 def check_optimizer(strategy: Strategy, optimizer: object) -> None:
