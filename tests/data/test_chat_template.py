@@ -72,7 +72,7 @@ def as_sample(messages: list[dict[str, Any]]) -> Sample:
 def test_the_text_is_the_row_written_out(make_tokenizer, specs, monkeypatch, dialogue, prompt, options):
     tokenizer = make_tokenizer()
     preprocess = Preprocessor(tokenizer, specs, prompt=TEMPLATES[prompt], **options)
-    monkeypatch.setattr(preprocess.cache, "load", lambda ref, decoder, frames: np.zeros((2, 1), np.uint8))
+    monkeypatch.setattr(preprocess.prepared, "load", lambda kind, ref: torch.zeros(specs[kind].shape))
     messages = DIALOGUES[dialogue]
     ids = preprocess(as_sample(messages), predict=True).input_ids.tolist()
     tokenizer.chat_template = chat_template(preprocess)

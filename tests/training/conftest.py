@@ -1,5 +1,6 @@
-"""Data modules of real pictures and texts, and a Trainer that says nothing."""
+"""Data modules of real pictures and texts, a Trainer that says nothing, and what it logs."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 from lightning import Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from macaw_lit.data.datamodule import MacawDataModule, Source
 from macaw_lit.data.preprocess import Preprocessor
@@ -49,3 +51,24 @@ def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
         )
 
     return make
+
+
+class Logged(DummyLogger):
+    """Keeps what is logged, by step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: dict[int, dict[str, float]] = defaultdict(dict)
+
+    def log_metrics(self, metrics, step=None) -> None:
+        self.steps[step] |= {name: value for name, value in metrics.items() if name != "epoch"}
+
+    def under(self, prefix: str) -> dict[int, dict[str, float]]:
+        """Step → what was logged there under names that begin with `prefix`."""
+        found = {step: {k: v for k, v in logged.items() if k.startswith(prefix)} for step, logged in self.steps.items()}
+        return {step: logged for step, logged in found.items() if logged}
+
+
+@pytest.fixture
+def logged() -> Logged:
+    return Logged()

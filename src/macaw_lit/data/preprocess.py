@@ -3,12 +3,14 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from macaw_lit.data.media import MediaCache
+from macaw_lit.data.media.disk import DiskCache
+from macaw_lit.data.prepared import Prepared
 from macaw_lit.data.prompt import Prompt, Segment
 from macaw_lit.errors import ConfigError, MediaError, SampleError
 from macaw_lit.types import IGNORE, Example, MediaRef, MediaSpec, Sample
@@ -67,7 +69,9 @@ class Preprocessor:
             transform, as the original Macaw-LLM was trained: only for its weights, and for layout `prefix`.
         max_length: the most positions of a row, slots included.
         prompt: the template.
-        cache_mb: memory for decoded media, per worker process, in MiB; 0 decodes anew each time.
+        cache_mb: memory for encoder inputs, per worker process, in MiB; 0 keeps none there.
+        cache_dir: folder for encoder inputs, for all processes and runs; None keeps none on disk.
+        cache_gb: the most that the folder takes, in GiB.
         drop_media: probability that a training sample loses one kind of its media, chosen at random. It teaches the
             model what absence looks like; a pure function of seed, epoch and uid.
         seed: of `drop_media`.
@@ -86,6 +90,8 @@ class Preprocessor:
         max_length: int = 512,
         prompt: Prompt | None = None,
         cache_mb: int = 0,
+        cache_dir: Path | str | None = None,
+        cache_gb: int | float = 50,
         drop_media: float = 0.0,
         seed: int = 0,
     ) -> None:
@@ -108,7 +114,8 @@ class Preprocessor:
         self.prompt = prompt or Prompt()
         self.drop_media = drop_media
         self.seed = seed
-        self.cache = MediaCache(cache_mb * 2**20)
+        disk = None if cache_dir is None else DiskCache(cache_dir, round(cache_gb * 2**30))
+        self.prepared = Prepared(specs, cache_mb * 2**20, disk)
         self.bos, self.eos, self.pad, self.delimiters = _control_ids(tokenizer, specs)
 
     def __call__(self, sample: Sample, predict: bool = False, epoch: int = 0) -> Example:
@@ -208,17 +215,7 @@ class Preprocessor:
         return SampleError("text_too_long", f"{uid}: {what}; {limit}; shorten it or raise max_length")
 
     def _load(self, kind: str, ref: MediaRef | None) -> Tensor:
-        spec = self.specs[kind]
-        if ref is None:
-            return torch.zeros(spec.shape)
-        raw = self.cache.load(ref, spec.decoder, spec.frames)
-        if spec.decoder == "video":
-            values = torch.stack([spec.transform(frame) for frame in raw])  # [F,3,H,W]
-        else:
-            values = spec.transform(raw)
-        if values.shape != spec.shape:
-            raise ConfigError(f"the {kind} transform gave {tuple(values.shape)}; its encoder wants {spec.shape}")
-        return values
+        return torch.zeros(self.specs[kind].shape) if ref is None else self.prepared.load(kind, ref)
 
 
 def _merge(segments: Sequence[Segment]) -> list[Segment]:

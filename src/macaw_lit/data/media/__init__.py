@@ -1,6 +1,5 @@
 """Files to pixels, frames and waveforms: limits before decoding, one typed error for whatever is wrong with a file."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from macaw_lit.data.media.audio import RATE, load_audio
 from macaw_lit.data.media.checks import CAUSES, DEFAULTS, Limits
 from macaw_lit.data.media.container import has_audio
 from macaw_lit.data.media.image import load_image
-from macaw_lit.data.media.memory import as_decoded, in_memory
+from macaw_lit.data.media.memory import in_memory
 from macaw_lit.data.media.probe import ODDITIES, probe, thumbnail
 from macaw_lit.data.media.video import load_video
 from macaw_lit.types import Decoded, MediaRef, Medium
@@ -20,7 +19,6 @@ __all__ = [
     "ODDITIES",
     "RATE",
     "Limits",
-    "MediaCache",
     "has_audio",
     "in_memory",
     "load",
@@ -53,35 +51,3 @@ def with_sounds(media: Sequence[MediaRef]) -> tuple[MediaRef, ...]:
     """`media`, and behind them the sound of each video file that has one."""
     films = [ref for ref in media if ref.kind == "video" and not isinstance(ref, Decoded)]
     return (*media, *(MediaRef("audio", film.path) for film in films if has_audio(film.path)))
-
-
-class MediaCache:
-    """Decoded media kept in memory, least recently used first out, for data sets that fit; one per worker.
-
-    The arrays are shared between calls and must not be written to. Errors are not kept: a bad file is tried again.
-
-    Args:
-        max_bytes: size of all arrays kept; 0 keeps none.
-        limits: what is refused before decoding.
-    """
-
-    def __init__(self, max_bytes: int = 0, limits: Limits = DEFAULTS) -> None:
-        self.max_bytes, self.limits = max_bytes, limits
-        self.size = 0
-        self._arrays: OrderedDict[tuple[str, Medium, int | None], np.ndarray] = OrderedDict()
-
-    def load(self, ref: MediaRef, decoder: Medium, frames: int | None = None) -> np.ndarray:
-        """`load` of `ref.path`, from memory where it is there; a medium given in memory is checked and never kept."""
-        if isinstance(ref, Decoded):
-            return as_decoded(ref, decoder, frames, self.limits)
-        key = (str(ref.path), decoder, frames)
-        if key in self._arrays:
-            self._arrays.move_to_end(key)
-            return self._arrays[key]
-        array = load(ref.path, decoder, frames, self.limits)
-        if array.nbytes <= self.max_bytes:
-            self._arrays[key] = array
-            self.size += array.nbytes
-        while self.size > self.max_bytes:
-            self.size -= self._arrays.popitem(last=False)[1].nbytes
-        return array
