@@ -89,7 +89,7 @@ class _Writer:
     def resume(self, samples: Sequence[Sample]) -> int:
         """How many of the samples are packed already."""
         if not (self.folder / INDEX).is_file():
-            if self.folder.is_dir() and any(self.folder.iterdir()):
+            if self.folder.is_dir() and {path.name for path in self.folder.iterdir()} - {f"{INDEX}.partial"}:
                 raise DataError(f"{self.folder}: holds other files, expected packed data; give another folder")
             self.folder.mkdir(parents=True, exist_ok=True)
             self.save({})

@@ -1,13 +1,13 @@
 """Waveforms of sound files by libsndfile, of videos by PyAV, resampled by librosa."""
 
-from typing import Any, BinaryIO
+from typing import Any
 
 import av
 import numpy as np
 import soundfile
 from jaxtyping import Float32
 
-from macaw_lit.data.media.checks import DEFAULTS, SHORT, Limits, media_error
+from macaw_lit.data.media.checks import DEFAULTS, SHORT, Limits, OpenFile, media_error
 from macaw_lit.data.media.container import open_container, seconds_of
 from macaw_lit.data.media.place import open_place
 from macaw_lit.types import Place
@@ -77,7 +77,7 @@ def wanted_samples(path: Place, sound: soundfile.SoundFile, max_seconds: float, 
     return wanted
 
 
-def missing_riff_bytes(file: BinaryIO) -> int:
+def missing_riff_bytes(file: OpenFile) -> int:
     """Bytes a WAV header announces beyond the end of the file, which libsndfile passes over; 1 % is let pass."""
     file.seek(0)
     head = file.read(12)
@@ -88,7 +88,7 @@ def missing_riff_bytes(file: BinaryIO) -> int:
     return 0 if unknown or size >= 0.99 * announced else announced - size
 
 
-def _container_sound(path: Place, file: BinaryIO, max_seconds: float, limits: Limits) -> tuple[np.ndarray, int]:
+def _container_sound(path: Place, file: OpenFile, max_seconds: float, limits: Limits) -> tuple[np.ndarray, int]:
     """The start of a container's first sound stream, mono, and its rate."""
     with open_container(path, file) as container:
         stream, seconds = sound_stream(path, container, limits)

@@ -1,9 +1,9 @@
 """What holds for every medium before it is decoded: limits, the file itself, and how errors are worded."""
 
+import io
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from macaw_lit.errors import MediaError
 from macaw_lit.types import Place
@@ -54,6 +54,9 @@ class Limits:
 DEFAULTS = Limits()
 """The limits that hold unless others are given."""
 
+OpenFile = io.BufferedReader | io.BytesIO
+"""A medium's bytes: of a file, or in memory."""
+
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"\x1aE\xdf\xa3", b"fLaC", b"OggS")
 """First bytes of JPEG, PNG, WAV and AVI, Matroska, FLAC and Ogg."""
 
@@ -88,7 +91,7 @@ def check_size(path: Place, size: int, max_bytes: int | None) -> None:
         raise media_error("too_large", path, f"{size} bytes", f"at most {max_bytes}")
 
 
-def unopened(file: BinaryIO) -> str:
+def unopened(file: OpenFile) -> str:
     """Cause for a file whose header could not be parsed: truncated where its first bytes are those of a known kind."""
     file.seek(0)
     head = file.read(8)

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any
 
 import av
 
-from macaw_lit.data.media.checks import DEFAULTS, media_error, unopened
+from macaw_lit.data.media.checks import DEFAULTS, OpenFile, media_error, unopened
 from macaw_lit.data.media.place import open_place
 from macaw_lit.errors import MediaError
 from macaw_lit.types import Place
@@ -17,7 +17,7 @@ NO_CONTAINERS = ("tty", "image2", "hls", "dash", "concat")
 
 
 @contextmanager
-def open_container(path: Place, file: BinaryIO) -> Iterator[Any]:
+def open_container(path: Place, file: OpenFile) -> Iterator[Any]:
     """The container of at least one stream in an open file; FFmpeg may open nothing else.
 
     Raises:

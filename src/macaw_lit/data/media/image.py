@@ -3,13 +3,12 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from macaw_lit.data.media.checks import DEFAULTS, Limits, media_error, unopened
+from macaw_lit.data.media.checks import DEFAULTS, Limits, OpenFile, media_error, unopened
 from macaw_lit.data.media.place import open_place
 from macaw_lit.types import Place
 
@@ -31,7 +30,7 @@ def load_image(path: Place, limits: Limits = DEFAULTS) -> UInt8[np.ndarray, "h w
 
 
 @contextmanager
-def open_picture(path: Place, file: BinaryIO, limits: Limits = DEFAULTS) -> Iterator[Image.Image]:
+def open_picture(path: Place, file: OpenFile, limits: Limits = DEFAULTS) -> Iterator[Image.Image]:
     """The picture of an open file; its header was read and found within the limits, and nothing more.
 
     Raises:

@@ -8,9 +8,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
-from macaw_lit.data.media.checks import check_file, check_size, media_error
+from macaw_lit.data.media.checks import OpenFile, check_file, check_size, media_error
 from macaw_lit.types import Bytes, Place, Slice
 
 MOST_OPEN = 16
@@ -29,7 +28,7 @@ class _OpenFiles(threading.local):
     """The files that slices were read from last, `MOST_OPEN` at most; every thread and process has its own."""
 
     def __init__(self) -> None:
-        self.files: OrderedDict[str, BinaryIO] = OrderedDict()
+        self.files: OrderedDict[str, OpenFile] = OrderedDict()
         self.process = os.getpid()
 
     def read(self, path: Path | str, offset: int, size: int) -> bytes:
@@ -56,7 +55,7 @@ class _OpenFiles(threading.local):
 _open_files = _OpenFiles()
 
 
-def _open(path: Path | str) -> BinaryIO:
+def _open(path: Path | str) -> OpenFile:
     check_file(path)
     return Path(path).open("rb")
 
@@ -82,7 +81,7 @@ def check_place(place: Place, max_bytes: int | None) -> None:
 
 
 @contextmanager
-def open_place(place: Place, max_bytes: int | None = None) -> Iterator[BinaryIO]:
+def open_place(place: Place, max_bytes: int | None = None) -> Iterator[OpenFile]:
     """The bytes of a medium as a file from its beginning; a slice is read whole and compared with its checksum.
 
     Raises:
@@ -98,7 +97,7 @@ def open_place(place: Place, max_bytes: int | None = None) -> Iterator[BinaryIO]
         yield file
 
 
-def _opened(place: Place) -> BinaryIO:
+def _opened(place: Place) -> OpenFile:
     match place:
         case Slice(name=name):
             return _Named(_read(place), name)

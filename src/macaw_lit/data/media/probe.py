@@ -2,13 +2,13 @@
 
 import io
 from pathlib import PurePath
-from typing import Any, BinaryIO
+from typing import Any
 
 import soundfile
 from PIL import Image, ImageFile
 
 from macaw_lit.data.media.audio import MAX_SECONDS, missing_riff_bytes, sound_stream, wanted_samples
-from macaw_lit.data.media.checks import DEFAULTS, Limits, media_error
+from macaw_lit.data.media.checks import DEFAULTS, Limits, OpenFile, media_error
 from macaw_lit.data.media.container import open_container
 from macaw_lit.data.media.image import from_pillow, load_image, open_picture
 from macaw_lit.data.media.place import check_place, name_of, open_place
@@ -98,7 +98,7 @@ def _suffix(path: Place) -> str:
     return PurePath(name_of(path)).suffix.lower()
 
 
-def _tail(file: BinaryIO, size: int = 64) -> bytes:
+def _tail(file: OpenFile, size: int = 64) -> bytes:
     file.seek(-min(size, file.seek(0, 2)), 2)
     return file.read()
 
@@ -134,7 +134,7 @@ def _probe_sound(path: Place, limits: Limits) -> list[str]:
     return _sound_oddities(misnamed, rate, channels)
 
 
-def _probe_container_sound(path: Place, file: BinaryIO, limits: Limits) -> list[str]:
+def _probe_container_sound(path: Place, file: OpenFile, limits: Limits) -> list[str]:
     with open_container(path, file) as container:
         stream, _ = sound_stream(path, container, limits)
         return _sound_oddities(_misnamed(path, container), stream.rate, stream.channels)

@@ -2,13 +2,13 @@
 
 import io
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import av
 import numpy as np
 from jaxtyping import UInt8
 
-from macaw_lit.data.media.checks import DEFAULTS, SHORT, Limits, media_error
+from macaw_lit.data.media.checks import DEFAULTS, SHORT, Limits, OpenFile, media_error
 from macaw_lit.data.media.container import open_container, seconds_of
 from macaw_lit.data.media.place import open_place
 from macaw_lit.types import Place
@@ -111,7 +111,7 @@ def centres(stamps: np.ndarray, frames: int) -> np.ndarray:
     return indices
 
 
-def _decord_frames(file: BinaryIO, indices: np.ndarray) -> np.ndarray:
+def _decord_frames(file: OpenFile, indices: np.ndarray) -> np.ndarray:
     """Frames by decord, opened per call: a reader that crosses a fork hangs."""
     import decord
 
