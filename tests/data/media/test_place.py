@@ -2,6 +2,7 @@
 
 import hashlib
 import multiprocessing
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def test_what_cannot_be_read_is_told_by_its_cause_and_place(media: dict[str, Pat
         "wrong_checksum": Slice(whole.path, whole.offset + 1, whole.size, "a.jpg", whole.sha256),
     }
     for cause, place in wrong.items():
-        with pytest.raises(MediaError, match=r"a\.jpg|tar|test_what") as caught:
+        with pytest.raises(MediaError, match=re.escape(str(place.path))) as caught:
             load_image(place)
         assert caught.value.cause == cause
     for cause, data in {"empty": b"", "unreadable": b"text" * 99}.items():
