@@ -116,12 +116,15 @@ def test_media_in_memory_are_as_from_files(processor, picture, film, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "noise.png")
     stored = processor.apply_chat_template(ask({"type": "image", "path": tmp_path / "noise.png"}))
-    for given in (pixels, Image.fromarray(pixels), Image.open(tmp_path / "noise.png")):
+    content = (tmp_path / "noise.png").read_bytes()
+    for given in (pixels, Image.fromarray(pixels), Image.open(tmp_path / "noise.png"), content, memoryview(content)):
         assert same(processor.apply_chat_template(ask({"type": "image", "image": given})), stored)
     frames = load_video(film, 4)
     stored = processor.apply_chat_template(ask({"type": "video", "path": film}), load_audio_from_video=False)
     for given in (frames, [Image.fromarray(frame) for frame in frames]):
         assert same(processor.apply_chat_template(ask({"type": "video", "video": given})), stored)
+    with_sound = processor.apply_chat_template(ask({"type": "video", "path": film}))
+    assert same(processor.apply_chat_template(ask({"type": "video", "video": film.read_bytes()})), with_sound)
     wave = np.random.default_rng(0).normal(size=1600) / 9
     batch = processor.apply_chat_template(ask({"type": "audio", "audio": wave}))
     transform = processor.preprocess.specs["audio"].transform
@@ -166,7 +169,7 @@ def test_inputs_move_and_are_read_like_those_of_transformers(processor):
         (ask({"type": "image", "url": "file://elsewhere/x.jpg"}), "nothing is fetched here; download it"),
         (ask({"type": "image", "image": "https://example.org/x.jpg"}), "nothing is fetched here; download it"),
         (ask({"type": "image", "path": "gone.jpg"}), r"gone\.jpg"),
-        (ask({"type": "image", "image": b"bytes"}), "a bytes, expected a path, a Pillow picture or a numpy array"),
+        (ask({"type": "image", "image": b"bytes"}), r"image in memory .*no picture"),
         (ask({"type": "image", "image": torch.ones(3)}), "a Tensor, expected a path"),
         (ask({"type": "image", "image": np.ones((3, 8, 8))}), r"float64 \[3, 8, 8\], expected uint8 \[H,W,3\]"),
         (ask({"type": "image", "image": np.ones((8, 8), np.uint8)}), r"uint8 \[8, 8\], expected uint8 \[H,W,3\]"),

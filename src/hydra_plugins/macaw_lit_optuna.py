@@ -68,6 +68,7 @@ class OptunaSweeper(Sweeper):
         self.failures: dict[int, Exception] = {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.cfg = hydra_context, config  # the base's own may be None, for the type checker
         self.hydra_context, self.config = hydra_context, config
         self.launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -75,9 +76,9 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         fixed, space = self._space([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
-        folder = Path(self.config.hydra.sweep.dir)
+        folder = Path(self.cfg.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
+        OmegaConf.save(self.cfg, folder / "multirun.yaml")
         study = self._open([*fixed], space)
         while batch := self._next(study, space):
             jobs = [fixed + [f"{key}={trial.params[key]}" for key in space] for trial in batch]
@@ -86,7 +87,7 @@ class OptunaSweeper(Sweeper):
             for trial, result in zip(batch, returns, strict=True):
                 self._tell(study, trial.number, result)
         if study.best_trials:
-            best, metric = study.best_trial, self.config.get("optimized_metric")
+            best, metric = study.best_trial, self.cfg.get("optimized_metric")
             chosen = " ".join(f"{key}={value}" for key, value in best.params.items())
             print(f"best of {len(study.trials)}: job {best.number} with {metric}={best.value:.5g}: {chosen}")
         print(folder.resolve())
@@ -97,7 +98,7 @@ class OptunaSweeper(Sweeper):
         """Overrides that all jobs have, and the range of each key that varies."""
         fixed: dict[str, str] = {}
         space: dict[str, Range] = {}
-        for override in OverridesParser.create(self.hydra_context.config_loader).parse_overrides(words):
+        for override in OverridesParser.create(self.context.config_loader).parse_overrides(words):
             key = override.get_key_element()
             fixed.pop(key, None)
             space.pop(key, None)
@@ -120,11 +121,16 @@ class OptunaSweeper(Sweeper):
         """
         try:
             import optuna  # only for a search: Hydra reads this file at the start of every command
+            from optuna.study import StudyDirection
         except ImportError as error:
             raise ConfigError(f"hparams_search=optuna ({error}): pip install 'macaw-lit[sweeps]'") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        settings = {"study_name": self.study_name, "storage": self.storage, "load_if_exists": True}
-        study = optuna.create_study(direction=self.direction, **settings)
+        study = optuna.create_study(
+            study_name=self.study_name,
+            storage=self.storage,
+            load_if_exists=True,
+            direction=StudyDirection[self.direction.upper()],
+        )
         what = sorted([*fixed, *(f"{key}={space[key].text}" for key in space), f"direction={self.direction}"])
         before = study.user_attrs.get("search", what)
         if before != what:
@@ -144,7 +150,7 @@ class OptunaSweeper(Sweeper):
         found = study.get_trials(deepcopy=False)
         unfinished = {t.number: t for t in found if t.state is TrialState.RUNNING and t.number not in self.failures}
         numbers = [*unfinished, *range(len(found), self.n_trials)][: self.n_jobs]
-        batch = []
+        batch: list[Any] = []
         for number in takewhile(lambda number: number - numbers[0] == len(batch), numbers):
             sampler_settings = {"n_startup_trials": self.n_startup_trials, "seed": self.seed * 1_000_003 + number}
             study.sampler = samplers.TPESampler(**sampler_settings)
@@ -161,7 +167,7 @@ class OptunaSweeper(Sweeper):
         if result.status is JobStatus.FAILED:
             self.failures[number] = value
         elif value is None:
-            metric, folder = self.config.get("optimized_metric"), self.config.hydra.sweep.dir
+            metric, folder = self.cfg.get("optimized_metric"), self.cfg.hydra.sweep.dir
             raise ConfigError(
                 f"job {number} did not measure optimized_metric={metric}: choose one of those in "
                 f"{folder}/{number}/metrics.json; val/loss needs held-out rows (data.heldout)"

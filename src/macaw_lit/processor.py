@@ -16,7 +16,7 @@ from macaw_lit.data.preprocess import Preprocessor
 from macaw_lit.errors import ConfigError, SampleError
 from macaw_lit.hub import local_folder
 from macaw_lit.model import Macaw
-from macaw_lit.types import Batch, MediaRef, Sample, Turn
+from macaw_lit.types import Batch, Bytes, MediaRef, Sample, Turn
 
 Message = Mapping[str, Any]
 _ROLES = ("system", "user", "assistant")
@@ -27,9 +27,9 @@ class MacawProcessor:
 
     A message is `{"role": …, "content": …}`, its content a text or a list of parts: `{"type": "text", "text": …}`, or
     a medium such as `{"type": "image", "path": …}`. In place of `path` a medium has `url`, of a local file, or its own
-    type as key, as in `{"type": "image", "image": picture}`: a path, a Pillow picture, or a decoded array (see
-    `types.Decoded`; a video also as a list of pictures). A user's parts with an `audio` and no text are a question that
-    is spoken. Nothing is ever fetched from a network.
+    type as key, as in `{"type": "image", "image": picture}`: a path, a file's bytes, a Pillow picture, or a decoded
+    array (see `types.Decoded`; a video also as a list of pictures). A user's parts with an `audio` and no text are a
+    question that is spoken. Nothing is ever fetched from a network.
     """
 
     def __init__(self, preprocess: Preprocessor) -> None:
@@ -137,6 +137,8 @@ class MacawProcessor:
         if len(keys) != 1:
             raise SampleError("bad_message", f"the {kind} part has {sorted(part)}; expected one of path, url, {kind}")
         value = part[keys[0]]
+        if isinstance(value, bytes | bytearray | memoryview):
+            return MediaRef(str(kind), Bytes(bytes(value), f"{kind} in memory"))
         if not isinstance(value, str | Path):
             return in_memory(str(kind), value)
         url = urlsplit(str(value))

@@ -6,6 +6,7 @@ Shape legend, used in every signature:
     E encoder width            D LLM width                V vocabulary                       M mel bins
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,12 +25,48 @@ Medium = Literal["image", "video", "audio"]
 """What a decoder delivers: a picture, frames of a video, or a waveform."""
 
 
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A medium within a larger file, such as a member of a tar.
+
+    Attributes:
+        path: the larger file.
+        offset, size: where the medium's bytes are in it.
+        name: the medium's own file name.
+        sha256: of these bytes, in hexadecimal digits; compared whenever they are read.
+    """
+
+    path: Path | str
+    offset: int
+    size: int
+    name: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.offset}+{self.size} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """The content of a medium's file, in memory; as a text it is named by its digest."""
+
+    data: bytes = field(repr=False)
+    name: str = "bytes in memory"
+
+    def __str__(self) -> str:
+        return f"{self.name} {hashlib.sha256(self.data).hexdigest()[:16]}"
+
+
+Place = Path | str | Slice | Bytes
+"""Where the encoded bytes of a medium are; its text names it in messages and is unique to its content."""
+
+
 @dataclass(frozen=True)
 class MediaRef:
     """One medium of a turn. A video's own sound is a second ref: kind `audio`, the video's path."""
 
     kind: str
-    path: Path | str
+    path: Place
 
 
 @dataclass(frozen=True)

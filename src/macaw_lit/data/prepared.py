@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from macaw_lit.data import media
-from macaw_lit.data.media.checks import DEFAULTS, Limits, check_file
+from macaw_lit.data.media.checks import DEFAULTS, Limits
 from macaw_lit.data.media.disk import DiskCache
 from macaw_lit.data.media.memory import as_decoded
+from macaw_lit.data.media.place import check_place
 from macaw_lit.errors import ConfigError
-from macaw_lit.types import Decoded, MediaRef, MediaSpec
+from macaw_lit.types import Bytes, Decoded, MediaRef, MediaSpec, Place, Slice
 
 SETTLED_NS = 2 * 10**9
 """Age of a file, by its status, from which on every change shows in its time stamps, which are coarse."""
@@ -32,8 +33,8 @@ class Prepared:
     """Encoder inputs of media: from memory, else from the disk, else decoded and transformed, and then kept in both.
 
     What is kept gives the very same bits again. Errors are not kept: a bad file is tried again. Media given in memory
-    are never kept. In memory a medium is known by its path; on disk by the content of its file and by `recipe`, and not
-    kept if it was changed within the last two seconds or while it was read.
+    are never kept. In memory a medium is known by its path; on disk by the content of its file, or the checksum of its
+    slice, and by `recipe`, and not kept if it was changed within the last two seconds or while it was read.
 
     Args:
         specs: kind → what its encoder wants; transforms are deterministic.
@@ -65,6 +66,8 @@ class Prepared:
         spec = self.specs[kind]
         if isinstance(ref, Decoded):
             return self._transformed(kind, as_decoded(ref, spec.decoder, spec.frames, self.limits))
+        if isinstance(ref.path, Bytes):
+            return self._decoded(kind, ref)
         name = (kind, str(ref.path))
         if name in self._kept:
             self._kept.move_to_end(name)
@@ -89,7 +92,7 @@ class Prepared:
     def _by_disk(self, kind: str, ref: MediaRef, disk: DiskCache) -> tuple[Tensor, Packed]:
         # A pipe must not be opened, nor a huge file read.
         limit = self.limits.image_bytes if self.specs[kind].decoder == "image" else self.limits.media_bytes
-        check_file(ref.path, limit)
+        check_place(ref.path, limit)
         content = self._content(ref.path)
         key = hashlib.sha256(f"{self._recipes[kind]}/{content.sha256}".encode()).hexdigest() if content else ""
         if content and (packed := disk.get(key)):
@@ -100,8 +103,12 @@ class Prepared:
             disk.put(key, packed)
         return values, packed
 
-    def _content(self, path: Path | str) -> "_Content | None":
+    def _content(self, path: Place) -> "_Content | None":
         """What a file holds; None for one that has just been changed, or that decoding will have to answer for."""
+        if isinstance(path, Slice):  # whatever its file holds, only what has this checksum is ever decoded
+            return _Content(path.sha256, ())
+        if isinstance(path, Bytes):
+            return None
         try:
             status = Path(path).stat()
             # Of the two times the one of the last change of status cannot be set back.

@@ -9,11 +9,11 @@ from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 
-from macaw_lit.data.media import load_audio, load_image, load_video
+from macaw_lit.data.media import load_audio, load_image, load_video, name_of
 from macaw_lit.errors import MediaError
 from macaw_lit.evaluation.answers import Answered
 from macaw_lit.evaluation.plots import FAINT, INK, new_figure
-from macaw_lit.types import MediaRef
+from macaw_lit.types import MediaRef, Place
 
 RIGHT, WRONG = "#2c8a5f", "#c53d3d"
 COLUMNS = 4
@@ -76,7 +76,7 @@ def _draw_item(cell: SubFigure, item: Answered) -> None:
 
 def _draw_medium(axes: Axes, ref: MediaRef) -> None:
     if ref.kind not in PICTURES:
-        _note(axes, f"{ref.kind}: {Path(ref.path).name}", FAINT)
+        _note(axes, f"{ref.kind}: {name_of(ref.path)}", FAINT)
         return
     try:
         picture = PICTURES[ref.kind](ref.path)
@@ -93,7 +93,7 @@ def _note(axes: Axes, text: str, colour: str) -> None:
     axes.text(0.5, 0.5, text, ha="center", va="center", color=colour, style="italic", fontsize=9, parse_math=False)
 
 
-def _film_strip(path: Path | str) -> UInt8[np.ndarray, "h w 3"]:
+def _film_strip(path: Place) -> UInt8[np.ndarray, "h w 3"]:
     """Frames over the whole clip, side by side on white."""
     frames = load_video(path, STRIP_FRAMES)
     gap = np.full((frames.shape[1], max(1, frames.shape[2] // 16), 3), 255, np.uint8)
@@ -101,7 +101,7 @@ def _film_strip(path: Path | str) -> UInt8[np.ndarray, "h w 3"]:
     return np.concatenate(pieces[:-1], axis=1)
 
 
-def _spectrogram(path: Path | str) -> Float[np.ndarray, "bins windows"]:
+def _spectrogram(path: Place) -> Float[np.ndarray, "bins windows"]:
     """log10 of the magnitude relative to a full-scale sine, from 0 to 8 kHz."""
     wave = load_audio(path, RATE)
     wave = np.pad(wave, (0, max(0, WINDOW - len(wave))))
@@ -111,7 +111,7 @@ def _spectrogram(path: Path | str) -> Float[np.ndarray, "bins windows"]:
     return np.log10(magnitude + 1e-6)
 
 
-PICTURES: dict[str, Callable[[Path | str], np.ndarray]] = {
+PICTURES: dict[str, Callable[[Place], np.ndarray]] = {
     "image": load_image,
     "video": _film_strip,
     "audio": _spectrogram,

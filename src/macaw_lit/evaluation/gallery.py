@@ -7,6 +7,8 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+from macaw_lit.data.media import name_of, open_place
+from macaw_lit.errors import MediaError
 from macaw_lit.evaluation.answers import Answered
 from macaw_lit.evaluation.contact_sheet import write_contact_sheet
 from macaw_lit.types import MediaRef
@@ -84,11 +86,14 @@ def write_gallery(folder: Path, items: Sequence[Answered]) -> None:
 def _copy_media(folder: Path, items: Sequence[Answered]) -> dict[str, str]:
     """Copies every readable file once; path → its address relative to the page."""
     copies: dict[str, str] = {}
-    for path in dict.fromkeys(str(ref.path) for item in items for ref in item.media):
-        if Path(path).is_file():
-            name = f"{len(copies) + 1:03d}-{Path(path).name}"
-            shutil.copyfile(path, folder / name)
-            copies[path] = f"{folder.name}/{quote(name)}"
+    for place in {str(ref.path): ref.path for item in items for ref in item.media}.values():
+        name = f"{len(copies) + 1:03d}-{name_of(place)}"
+        try:
+            with open_place(place) as file, (folder / name).open("wb") as copy:
+                shutil.copyfileobj(file, copy)
+        except MediaError:
+            continue
+        copies[str(place)] = f"{folder.name}/{quote(name)}"
     return copies
 
 
@@ -109,7 +114,7 @@ def _card(item: Answered, copies: dict[str, str]) -> str:
 def _element(ref: MediaRef, copies: dict[str, str]) -> str:
     address = copies.get(str(ref.path))
     if address is None:
-        return f'<p class="none">{escape(ref.kind)} missing: {escape(Path(ref.path).name)}</p>'
+        return f'<p class="none">{escape(ref.kind)} missing: {escape(name_of(ref.path))}</p>'
     source = escape(address)
     match ref.kind:
         case "image":

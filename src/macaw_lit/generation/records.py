@@ -111,7 +111,7 @@ def _line(text: str) -> str:
 
 
 def _name(ref: MediaRef, roots: MediaRoots) -> str:
-    path = Path(ref.path)
+    path = Path(str(ref.path))
     root = next(root for root in roots.roots if path.is_relative_to(root))
     path = path.relative_to(root)
     return (path.with_suffix("") if ref.kind == "video" else path).as_posix()

@@ -11,6 +11,7 @@ from macaw_lit import __version__
 from macaw_lit.data.doctor.pool import Failure, run
 from macaw_lit.data.media import load, probe, thumbnail
 from macaw_lit.errors import MediaError, in_one_line
+from macaw_lit.types import MediaRef, Place, Slice
 
 Mode = Literal["header", "full"]
 FRAMES = 8
@@ -21,7 +22,12 @@ class Medium(NamedTuple):
     """What is examined: a file as one kind of medium. A video and its sound are two."""
 
     kind: str
-    path: str
+    path: Place
+
+    @classmethod
+    def of(cls, ref: MediaRef) -> "Medium":
+        """That of a ref; the same for a path and its text."""
+        return cls(ref.kind, str(ref.path) if isinstance(ref.path, Path) else ref.path)
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ def examine(medium: Medium, mode: Mode = "full") -> Verdict:
     except MediaError as error:
         return Verdict(error.cause, str(error), odd)
     except Exception as error:
-        return Verdict("crashed", f"{medium.path!r}: {type(error).__name__}: {in_one_line(error)}", odd)
+        return Verdict("crashed", f"{str(medium.path)!r}: {type(error).__name__}: {in_one_line(error)}", odd)
 
 
 def small_picture(medium: Medium) -> bytes | None:
@@ -85,7 +91,7 @@ def examine_all(
             left = [medium for medium in names if medium not in verdicts]
             for medium, found in run(partial(examine, mode=mode), left, workers, seconds):
                 if isinstance(found, Failure):
-                    verdicts[medium] = Verdict(found.cause, f"{medium.path!r}: {found.detail}; replace the file")
+                    verdicts[medium] = Verdict(found.cause, f"{str(medium.path)!r}: {found.detail}; replace the file")
                 else:
                     verdicts[medium] = found
                     file.write(json.dumps([keys[medium], found.cause, found.detail, found.odd]) + "\n")
@@ -100,7 +106,7 @@ def examine_all(
 def _key(medium: Medium, mode: Mode) -> str:
     """What a verdict depends on."""
     try:
-        status = Path(medium.path).stat()
+        status = Path(medium.path.path if isinstance(medium.path, Slice) else str(medium.path)).stat()
         stamp = f"{status.st_size} {status.st_mtime_ns}"
     except (OSError, ValueError):
         stamp = "missing"

@@ -114,7 +114,7 @@ def _card(finding: Finding, thumbnail: bytes | None) -> str:
     many = f" · {finding.rows} rows" if finding.rows > 1 else ""
     style = "odd" if finding.level == "odd" else "bad"
     return f"""<article>{picture}<p class="cause {style}">{_safe(finding.cause)}</p>
-<p>{_safe(finding.place)}</p><p class="faint">{_safe(detail)}</p>
+<p>{_safe(str(finding.place))}</p><p class="faint">{_safe(detail)}</p>
 <p class="faint">{_safe(finding.level)} · {_safe(finding.split)} · {_safe(finding.source)}{many}</p></article>"""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from macaw_lit.data.doctor.examine import Medium, Verdict
 from macaw_lit.data.doctor.texts import TextRuler
 from macaw_lit.errors import DataError, SampleError
-from macaw_lit.types import Rejection, Sample
+from macaw_lit.types import Place, Rejection, Sample, Slice
 
 Readers = Mapping[str, Mapping[str, Callable[[], Iterable[Sample | Rejection]]]]
 """Split (`train`, `heldout`) → source → reader."""
@@ -54,7 +54,7 @@ class Finding:
     cause: str
     split: str
     source: str
-    place: str
+    place: Place
     detail: str
     kind: str = ""
     rows: int = 1
@@ -84,7 +84,7 @@ class Report:
             {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(tally).items()}
             for tally in self.tallies
         ]
-        findings = [vars(finding) for finding in self.findings]
+        findings = [vars(finding) | {"place": str(finding.place)} for finding in self.findings]
         return {"rows": self.rows, "lost": self.lost, "media": self.media, "sources": tallies, "findings": findings}
 
 
@@ -119,7 +119,7 @@ def survey(
     media = dict.fromkeys(medium for row in rows for medium in row.media)
     report.media = len(media)
     verdicts = examine(media)
-    trained = {medium.path for row in rows if row.tally.split == "train" for medium in row.media}
+    trained = {_content(medium.path) for row in rows if row.tally.split == "train" for medium in row.media}
     for row in rows:
         _judge(row, verdicts, trained, report)
     report.findings += _media_findings(rows, verdicts)
@@ -153,7 +153,7 @@ def _read(
 
 
 def _remember(sample: Sample, tally: Tally, ruler: TextRuler, seen: dict[bytes, bytes]) -> _Row:
-    media = tuple(Medium(ref.kind, str(ref.path)) for turn in sample.turns for ref in turn.media)
+    media = tuple(Medium.of(ref) for turn in sample.turns for ref in turn.media)
     cause, detail, odd = None, "", []
     try:
         fit = ruler(sample)
@@ -187,11 +187,15 @@ def _judge(row: _Row, verdicts: Mapping[Medium, Verdict], trained: set[str], rep
             report.findings.append(Finding("unusable", cause, tally.split, tally.source, row.uid, row.detail))
         return
     tally.usable += 1
-    leak = ("in_train_too",) if tally.split != "train" and trained & {medium.path for medium in row.media} else ()
-    for odd in (*row.odd, *leak):
+    leaks = tally.split != "train" and not trained.isdisjoint(_content(medium.path) for medium in row.media)
+    for odd in (*row.odd, *(("in_train_too",) if leaks else ())):
         tally.odd[odd] += 1
         report.findings.append(Finding("odd", odd, tally.split, tally.source, row.uid, ROW_ODDITIES[odd]))
     tally.odd.update({odd for medium in row.media for odd in verdicts[medium].odd})
+
+
+def _content(path: Place) -> str:
+    return path.sha256 if isinstance(path, Slice) else str(path)
 
 
 def _media_findings(rows: Iterable[_Row], verdicts: Mapping[Medium, Verdict]) -> Iterator[Finding]:

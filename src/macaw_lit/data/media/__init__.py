@@ -1,7 +1,6 @@
 """Files to pixels, frames and waveforms: limits before decoding, one typed error for whatever is wrong with a file."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -10,9 +9,10 @@ from macaw_lit.data.media.checks import CAUSES, DEFAULTS, Limits
 from macaw_lit.data.media.container import has_audio
 from macaw_lit.data.media.image import load_image
 from macaw_lit.data.media.memory import in_memory
+from macaw_lit.data.media.place import name_of, open_place
 from macaw_lit.data.media.probe import ODDITIES, probe, thumbnail
 from macaw_lit.data.media.video import load_video
-from macaw_lit.types import Decoded, MediaRef, Medium
+from macaw_lit.types import Decoded, MediaRef, Medium, Place
 
 __all__ = [
     "CAUSES",
@@ -25,13 +25,15 @@ __all__ = [
     "load_audio",
     "load_image",
     "load_video",
+    "name_of",
+    "open_place",
     "probe",
     "thumbnail",
     "with_sounds",
 ]
 
 
-def load(path: Path | str, decoder: Medium, frames: int | None = None, limits: Limits = DEFAULTS) -> np.ndarray:
+def load(path: Place, decoder: Medium, frames: int | None = None, limits: Limits = DEFAULTS) -> np.ndarray:
     """Decodes one medium: image uint8 [H,W,3], video uint8 [F,H,W,3], audio float32 [samples], 30 s at 16 kHz at most.
 
     Raises:

@@ -1,6 +1,5 @@
 """Waveforms of sound files by libsndfile, of videos by PyAV, resampled by librosa."""
 
-from pathlib import Path
 from typing import Any
 
 import av
@@ -8,8 +7,10 @@ import numpy as np
 import soundfile
 from jaxtyping import Float32
 
-from macaw_lit.data.media.checks import DEFAULTS, SHORT, Limits, check_file, media_error
+from macaw_lit.data.media.checks import DEFAULTS, SHORT, Limits, OpenFile, media_error
 from macaw_lit.data.media.container import open_container, seconds_of
+from macaw_lit.data.media.place import open_place
+from macaw_lit.types import Place
 
 RATE = 16_000
 """Samples per second of every waveform."""
@@ -19,21 +20,22 @@ MAX_SECONDS = 30.0
 
 
 def load_audio(
-    path: Path | str, rate: int = RATE, max_seconds: float = MAX_SECONDS, limits: Limits = DEFAULTS
+    path: Place, rate: int = RATE, max_seconds: float = MAX_SECONDS, limits: Limits = DEFAULTS
 ) -> Float32[np.ndarray, " samples"]:
     """The first `max_seconds` of a sound file or of a video's sound as a mono float32 waveform [samples].
 
     Raises:
         MediaError: any cause but `no_video`.
     """
-    check_file(path, limits.media_bytes)
-    try:
-        with Path(path).open("rb") as file, soundfile.SoundFile(file) as sound:
-            wave, found_rate = _file_sound(path, sound, max_seconds, limits), sound.samplerate
-    except (
-        soundfile.LibsndfileError
-    ):  # not one of libsndfile's formats: a container with a sound stream, or no sound at all
-        wave, found_rate = _container_sound(path, max_seconds, limits)
+    with open_place(path, limits.media_bytes) as file:
+        missing = missing_riff_bytes(file)
+        try:
+            with soundfile.SoundFile(file) as sound:
+                wave, found_rate = _file_sound(path, sound, missing, max_seconds, limits), sound.samplerate
+        except (
+            soundfile.LibsndfileError
+        ):  # not one of libsndfile's formats: a container with a sound stream, or no sound at all
+            wave, found_rate = _container_sound(path, file, max_seconds, limits)
     if not wave.size:
         raise media_error("no_samples", path, "0 samples of sound", "at least one")
     if not np.isfinite(wave).all():
@@ -45,10 +47,11 @@ def load_audio(
     return np.ascontiguousarray(wave, dtype=np.float32)
 
 
-def _file_sound(path: Path | str, sound: soundfile.SoundFile, max_seconds: float, limits: Limits) -> np.ndarray:
-    """The start of an open sound file at its own rate, mono."""
+def _file_sound(
+    path: Place, sound: soundfile.SoundFile, missing: int, max_seconds: float, limits: Limits
+) -> np.ndarray:
+    """The start of an open sound file at its own rate, mono; `missing` bytes are not there."""
     wanted = wanted_samples(path, sound, max_seconds, limits)
-    missing = missing_riff_bytes(path)
     try:
         wave: np.ndarray = sound.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
     except soundfile.LibsndfileError as error:
@@ -58,7 +61,7 @@ def _file_sound(path: Path | str, sound: soundfile.SoundFile, max_seconds: float
     return wave
 
 
-def wanted_samples(path: Path | str, sound: soundfile.SoundFile, max_seconds: float, limits: Limits) -> int:
+def wanted_samples(path: Place, sound: soundfile.SoundFile, max_seconds: float, limits: Limits) -> int:
     """How many samples of an open sound file are to be read, its header checked against the limits.
 
     Raises:
@@ -74,19 +77,20 @@ def wanted_samples(path: Path | str, sound: soundfile.SoundFile, max_seconds: fl
     return wanted
 
 
-def missing_riff_bytes(path: Path | str) -> int:
+def missing_riff_bytes(file: OpenFile) -> int:
     """Bytes a WAV header announces beyond the end of the file, which libsndfile passes over; 1 % is let pass."""
-    with Path(path).open("rb") as file:
-        head = file.read(12)
-        size = file.seek(0, 2)
+    file.seek(0)
+    head = file.read(12)
+    size = file.seek(0, 2)
+    file.seek(0)
     announced = int.from_bytes(head[4:8], "little") + 8
     unknown = head[:4] != b"RIFF" or announced >= 2**32 - 1  # written to a pipe
     return 0 if unknown or size >= 0.99 * announced else announced - size
 
 
-def _container_sound(path: Path | str, max_seconds: float, limits: Limits) -> tuple[np.ndarray, int]:
+def _container_sound(path: Place, file: OpenFile, max_seconds: float, limits: Limits) -> tuple[np.ndarray, int]:
     """The start of a container's first sound stream, mono, and its rate."""
-    with open_container(path, limits) as container:
+    with open_container(path, file) as container:
         stream, seconds = sound_stream(path, container, limits)
         wave, rate = _decode(container, stream, max_seconds)
         expected = min(max_seconds, seconds or 0.0)
@@ -95,7 +99,7 @@ def _container_sound(path: Path | str, max_seconds: float, limits: Limits) -> tu
         return wave[: round(expected * rate)] if seconds else wave, rate
 
 
-def sound_stream(path: Path | str, container: Any, limits: Limits) -> tuple[Any, float | None]:
+def sound_stream(path: Place, container: Any, limits: Limits) -> tuple[Any, float | None]:
     """The sound stream of an open container and its length in seconds by the header, checked against the limits.
 
     Raises:

@@ -1,10 +1,12 @@
 """What holds for every medium before it is decoded: limits, the file itself, and how errors are worded."""
 
+import io
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from macaw_lit.errors import MediaError
+from macaw_lit.types import Place
 
 REMEDIES = {
     "missing": "check the path",
@@ -16,6 +18,7 @@ REMEDIES = {
     "no_audio": "give a file with sound or leave the sound out",
     "too_large": "make it smaller, or raise the limit",
     "too_long": "cut it, or raise the limit",
+    "wrong_checksum": "copy the packed data again, or pack them anew",
     "not_finite": "write the sound again without NaN and infinities",
     "no_samples": "give a sound that lasts longer than zero seconds",
 }
@@ -51,6 +54,9 @@ class Limits:
 DEFAULTS = Limits()
 """The limits that hold unless others are given."""
 
+OpenFile = io.BufferedReader | io.BytesIO
+"""A medium's bytes: of a file, or in memory."""
+
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"\x1aE\xdf\xa3", b"fLaC", b"OggS")
 """First bytes of JPEG, PNG, WAV and AVI, Matroska, FLAC and Ogg."""
 
@@ -58,7 +64,7 @@ SHORT = 0.9
 """Share of the length in the header below which a video or sound counts as truncated: headers are a few frames off."""
 
 
-def check_file(path: Path | str, max_bytes: int) -> None:
+def check_file(path: Path | str, max_bytes: int | None = None) -> None:
     """Refuses what is no regular file of one to `max_bytes` bytes, without opening it, so that a pipe cannot block.
 
     Raises:
@@ -70,20 +76,29 @@ def check_file(path: Path | str, max_bytes: int) -> None:
         raise media_error("missing", path, f"no such file ({type(error).__name__})", "an existing file") from error
     if not stat.S_ISREG(status.st_mode):
         raise media_error("not_a_file", path, "a folder or device", "a file")
-    if status.st_size == 0:
+    check_size(path, status.st_size, max_bytes)
+
+
+def check_size(path: Place, size: int, max_bytes: int | None) -> None:
+    """Refuses media of no bytes, or of more than `max_bytes`.
+
+    Raises:
+        MediaError: empty or too_large.
+    """
+    if size == 0:
         raise media_error("empty", path, "0 bytes", "a file with content")
-    if status.st_size > max_bytes:
-        raise media_error("too_large", path, f"{status.st_size} bytes", f"at most {max_bytes}")
+    if max_bytes is not None and size > max_bytes:
+        raise media_error("too_large", path, f"{size} bytes", f"at most {max_bytes}")
 
 
-def unopened(path: Path | str) -> str:
+def unopened(file: OpenFile) -> str:
     """Cause for a file whose header could not be parsed: truncated where its first bytes are those of a known kind."""
-    with Path(path).open("rb") as file:
-        head = file.read(8)
+    file.seek(0)
+    head = file.read(8)
     return "truncated" if head.startswith(SIGNATURES) or head[4:] == b"ftyp" else "unreadable"
 
 
-def media_error(cause: str, path: Path | str, found: str, expected: str) -> MediaError:
+def media_error(cause: str, path: Place, found: str, expected: str) -> MediaError:
     """The error of one cause on one line: the path, what was found, what was expected, the remedy."""
     line = f"{str(path)!r}: {found}, expected {expected}; {REMEDIES[cause]}"
     return MediaError(cause, " ".join(line.split()))

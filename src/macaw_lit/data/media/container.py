@@ -3,44 +3,44 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import av
 
-from macaw_lit.data.media.checks import DEFAULTS, Limits, check_file, media_error, unopened
+from macaw_lit.data.media.checks import DEFAULTS, OpenFile, media_error, unopened
+from macaw_lit.data.media.place import open_place
 from macaw_lit.errors import MediaError
+from macaw_lit.types import Place
 
 NO_CONTAINERS = ("tty", "image2", "hls", "dash", "concat")
 """FFmpeg's demuxers that turn text or playlists into streams; still pictures (`…_pipe`) are refused as well."""
 
 
 @contextmanager
-def open_container(path: Path | str, limits: Limits) -> Iterator[Any]:
-    """An open container of at least one stream; FFmpeg itself sees a file object and may open nothing else.
+def open_container(path: Place, file: OpenFile) -> Iterator[Any]:
+    """The container of at least one stream in an open file; FFmpeg may open nothing else.
 
     Raises:
-        MediaError: missing, not_a_file, empty, too_large or unreadable; truncated for FFmpeg's errors in the body.
+        MediaError: unreadable; truncated for FFmpeg's errors in the body.
     """
-    check_file(path, limits.media_bytes)
-    with Path(path).open("rb") as file:
+    file.seek(0)
+    try:
+        container = av.open(file, options={"protocol_whitelist": "none"})
+    except (av.FFmpegError, ValueError) as error:
+        reason = getattr(error, "strerror", error)
+        expected = "a complete video or sound file"
+        raise media_error(unopened(file), path, f"no video or sound ({reason})", expected) from error
+    with container:
+        name = container.format.name
+        if name.endswith("_pipe") or any(part in NO_CONTAINERS for part in name.split(",")):
+            raise media_error("unreadable", path, f"a file of kind {name}", "a video or a sound file")
+        if not container.streams:
+            raise media_error(unopened(file), path, "no streams", "a complete video or sound file")
         try:
-            container = av.open(file, options={"protocol_whitelist": "none"})
-        except (av.FFmpegError, ValueError) as error:
-            reason = getattr(error, "strerror", error)
-            expected = "a complete video or sound file"
-            raise media_error(unopened(path), path, f"no video or sound ({reason})", expected) from error
-        with container:
-            name = container.format.name
-            if name.endswith("_pipe") or any(part in NO_CONTAINERS for part in name.split(",")):
-                raise media_error("unreadable", path, f"a file of kind {name}", "a video or a sound file")
-            if not container.streams:
-                raise media_error(unopened(path), path, "no streams", "a complete video or sound file")
-            try:
-                yield container
-            except av.FFmpegError as error:
-                found = f"damaged inside ({error.strerror})"
-                raise media_error("truncated", path, found, "a complete video or sound file") from error
+            yield container
+        except av.FFmpegError as error:
+            found = f"damaged inside ({error.strerror})"
+            raise media_error("truncated", path, found, "a complete video or sound file") from error
 
 
 def seconds_of(container: Any, stream: Any) -> float | None:
@@ -54,10 +54,10 @@ def seconds_of(container: Any, stream: Any) -> float | None:
     return container.duration / 1e6 if alone and container.duration else None
 
 
-def has_audio(path: Path | str) -> bool:
+def has_audio(path: Place) -> bool:
     """Whether a video has sound that can be decoded; False too where the file cannot be opened at all."""
     try:
-        with open_container(path, DEFAULTS) as container:
+        with open_place(path, DEFAULTS.media_bytes) as file, open_container(path, file) as container:
             return any(stream.codec_context and stream.duration != 0 for stream in container.streams.audio)
     except MediaError:
         return False

@@ -3,24 +3,25 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from macaw_lit.data.media.checks import DEFAULTS, Limits, check_file, media_error, unopened
+from macaw_lit.data.media.checks import DEFAULTS, Limits, OpenFile, media_error, unopened
+from macaw_lit.data.media.place import open_place
+from macaw_lit.types import Place
 
 IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
 
 
-def load_image(path: Path | str, limits: Limits = DEFAULTS) -> UInt8[np.ndarray, "h w 3"]:
+def load_image(path: Place, limits: Limits = DEFAULTS) -> UInt8[np.ndarray, "h w 3"]:
     """The picture as uint8 [H,W,3]: upright, first frame of an animation, transparency over white, 16 bits scaled to 8.
 
     Raises:
         MediaError: missing, not_a_file, empty, unreadable, truncated or too_large.
     """
-    with open_picture(path, limits) as picture:
+    with open_place(path, limits.image_bytes) as file, open_picture(path, file, limits) as picture:
         try:
             picture.load()
             return from_pillow(picture)
@@ -29,22 +30,21 @@ def load_image(path: Path | str, limits: Limits = DEFAULTS) -> UInt8[np.ndarray,
 
 
 @contextmanager
-def open_picture(path: Path | str, limits: Limits = DEFAULTS) -> Iterator[Image.Image]:
-    """A picture whose header was read and found within the limits, and nothing more.
+def open_picture(path: Place, file: OpenFile, limits: Limits = DEFAULTS) -> Iterator[Image.Image]:
+    """The picture of an open file; its header was read and found within the limits, and nothing more.
 
     Raises:
-        MediaError: as `load_image`, truncated for the header alone.
+        MediaError: unreadable, truncated for the header alone, or too_large.
     """
-    check_file(path, limits.image_bytes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            picture = Image.open(path, formats=IMAGE_FORMATS)
+            picture = Image.open(file, formats=IMAGE_FORMATS)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise media_error("too_large", path, str(error), f"at most {limits.image_pixels} pixels") from error
         except Exception as error:  # Pillow's parsers raise nearly anything on damaged headers.
-            raise media_error(unopened(path), path, f"no picture ({type(error).__name__})", "a JPEG or PNG") from error
+            raise media_error(unopened(file), path, f"no picture ({type(error).__name__})", "a JPEG or PNG") from error
         with picture:
             width, height = picture.size
             if width * height > limits.image_pixels:

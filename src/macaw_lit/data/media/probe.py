@@ -1,18 +1,20 @@
 """What a medium's header says: whether the medium can be used, as far as that tells, and what is odd about it."""
 
 import io
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import soundfile
 from PIL import Image, ImageFile
 
 from macaw_lit.data.media.audio import MAX_SECONDS, missing_riff_bytes, sound_stream, wanted_samples
-from macaw_lit.data.media.checks import DEFAULTS, Limits, check_file, media_error
+from macaw_lit.data.media.checks import DEFAULTS, Limits, OpenFile, media_error
 from macaw_lit.data.media.container import open_container
 from macaw_lit.data.media.image import from_pillow, load_image, open_picture
+from macaw_lit.data.media.place import check_place, name_of, open_place
 from macaw_lit.data.media.video import scan, video_stream
 from macaw_lit.errors import MediaError
+from macaw_lit.types import Place
 
 ODDITIES = {
     "name_not_utf8": "the name is not UTF-8: JSON files cannot name it",
@@ -44,7 +46,7 @@ SOUND_SUFFIXES = {".wav": ("WAV", "WAVEX", "RF64"), ".flac": ("FLAC",), ".ogg": 
 """libsndfile's names of what files of a suffix should be."""
 
 
-def probe(path: Path | str, kind: str, limits: Limits = DEFAULTS) -> tuple[str, ...]:
+def probe(path: Place, kind: str, limits: Limits = DEFAULTS) -> tuple[str, ...]:
     """The oddities of a picture, video or sound, by its header and, for a video, its packets; nothing is decoded.
 
     A picture whose last bytes are not those of its format is decoded to be sure. Of another kind, only the file is
@@ -61,11 +63,11 @@ def probe(path: Path | str, kind: str, limits: Limits = DEFAULTS) -> tuple[str, 
             return (*name, *_probe_video(path, limits))
         case "audio":
             return (*name, *_probe_sound(path, limits))
-    check_file(path, limits.media_bytes)
+    check_place(path, limits.media_bytes)
     return name
 
 
-def _is_utf8(path: Path | str) -> bool:
+def _is_utf8(path: Place) -> bool:
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -73,31 +75,36 @@ def _is_utf8(path: Path | str) -> bool:
     return True
 
 
-def _probe_picture(path: Path | str, limits: Limits) -> list[str]:
-    with open_picture(path, limits) as picture:
-        form, mode = str(picture.format), picture.mode
-        named = Image.registered_extensions().get(Path(path).suffix.lower(), form)
-        found = {
-            "wrong_extension": named != {"MPO": "JPEG"}.get(form, form),
-            "one_pixel": picture.size == (1, 1),
-            "cmyk": mode in ("CMYK", "YCCK"),
-            "sixteen_bit": mode.startswith("I"),
-            "palette": mode in ("P", "PA"),
-            "animated": form != "MPO" and getattr(picture, "is_animated", False),
-        }
-    if form in ENDS and ENDS[form] not in _tail(path):
+def _probe_picture(path: Place, limits: Limits) -> list[str]:
+    with open_place(path, limits.image_bytes) as file:
+        with open_picture(path, file, limits) as picture:
+            form, mode = str(picture.format), picture.mode
+            named = Image.registered_extensions().get(_suffix(path), form)
+            found = {
+                "wrong_extension": named != {"MPO": "JPEG"}.get(form, form),
+                "one_pixel": picture.size == (1, 1),
+                "cmyk": mode in ("CMYK", "YCCK"),
+                "sixteen_bit": mode.startswith("I"),
+                "palette": mode in ("P", "PA"),
+                "animated": form != "MPO" and getattr(picture, "is_animated", False),
+            }
+        complete = form not in ENDS or ENDS[form] in _tail(file)
+    if not complete:
         load_image(path, limits)
     return [oddity for oddity, holds in found.items() if holds]
 
 
-def _tail(path: Path | str, size: int = 64) -> bytes:
-    with Path(path).open("rb") as file:
-        file.seek(-min(size, file.seek(0, 2)), 2)
-        return file.read()
+def _suffix(path: Place) -> str:
+    return PurePath(name_of(path)).suffix.lower()
 
 
-def _probe_video(path: Path | str, limits: Limits) -> list[str]:
-    with open_container(path, limits) as container:
+def _tail(file: OpenFile, size: int = 64) -> bytes:
+    file.seek(-min(size, file.seek(0, 2)), 2)
+    return file.read()
+
+
+def _probe_video(path: Place, limits: Limits) -> list[str]:
+    with open_place(path, limits.media_bytes) as file, open_container(path, file) as container:
         stream = video_stream(path, container, limits)
         rate = float(stream.average_rate or stream.base_rate or 25)
         found = {
@@ -110,24 +117,25 @@ def _probe_video(path: Path | str, limits: Limits) -> list[str]:
     return [oddity for oddity, holds in found.items() if holds]
 
 
-def _probe_sound(path: Path | str, limits: Limits) -> list[str]:
-    check_file(path, limits.media_bytes)
-    try:
-        with Path(path).open("rb") as file, soundfile.SoundFile(file) as sound:
-            frames = wanted_samples(path, sound, MAX_SECONDS, limits)
-            rate, channels = sound.samplerate, sound.channels
-            misnamed = sound.format not in SOUND_SUFFIXES.get(Path(path).suffix.lower(), (sound.format,))
-    except soundfile.LibsndfileError:
-        return _probe_container_sound(path, limits)
+def _probe_sound(path: Place, limits: Limits) -> list[str]:
+    with open_place(path, limits.media_bytes) as file:
+        missing = missing_riff_bytes(file)
+        try:
+            with soundfile.SoundFile(file) as sound:
+                frames = wanted_samples(path, sound, MAX_SECONDS, limits)
+                rate, channels = sound.samplerate, sound.channels
+                misnamed = sound.format not in SOUND_SUFFIXES.get(_suffix(path), (sound.format,))
+        except soundfile.LibsndfileError:
+            return _probe_container_sound(path, file, limits)
     if not frames:
         raise media_error("no_samples", path, "0 samples of sound", "at least one")
-    if missing := missing_riff_bytes(path):
+    if missing:
         raise media_error("truncated", path, f"{missing} bytes fewer than announced", "a complete sound")
     return _sound_oddities(misnamed, rate, channels)
 
 
-def _probe_container_sound(path: Path | str, limits: Limits) -> list[str]:
-    with open_container(path, limits) as container:
+def _probe_container_sound(path: Place, file: OpenFile, limits: Limits) -> list[str]:
+    with open_container(path, file) as container:
         stream, _ = sound_stream(path, container, limits)
         return _sound_oddities(_misnamed(path, container), stream.rate, stream.channels)
 
@@ -141,26 +149,27 @@ def _sound_oddities(misnamed: bool, rate: int, channels: int) -> list[str]:
     return [oddity for oddity, holds in found.items() if holds]
 
 
-def _misnamed(path: Path | str, container: Any) -> bool:
+def _misnamed(path: Place, container: Any) -> bool:
     suffixes = container.format.extensions
-    return bool(suffixes) and Path(path).suffix.lower().lstrip(".") not in suffixes
+    return bool(suffixes) and _suffix(path).lstrip(".") not in suffixes
 
 
-def thumbnail(path: Path | str, kind: str, side: int = 112) -> bytes | None:
+def thumbnail(path: Place, kind: str, side: int = 112) -> bytes | None:
     """A small JPEG of what can be seen of a medium, even if it is damaged; None where nothing can.
 
     While it runs, all of this process's pictures may be damaged: not for use beside threads that decode.
     """
     ImageFile.LOAD_TRUNCATED_IMAGES, before = True, ImageFile.LOAD_TRUNCATED_IMAGES
     try:
-        if kind == "video":
-            with open_container(path, DEFAULTS) as container:
-                picture = next(container.decode(video=0)).to_image()
-        elif kind == "image":
-            with open_picture(path) as opened:
-                picture = Image.fromarray(from_pillow(opened))
-        else:
-            return None
+        with open_place(path, DEFAULTS.media_bytes) as file:
+            if kind == "video":
+                with open_container(path, file) as container:
+                    picture = next(container.decode(video=0)).to_image()
+            elif kind == "image":
+                with open_picture(path, file) as opened:
+                    picture = Image.fromarray(from_pillow(opened))
+            else:
+                return None
     except (MediaError, OSError, ValueError, SyntaxError, StopIteration):
         return None
     finally:

@@ -1,5 +1,6 @@
 """Frames of videos by decord or PyAV, both the same ones."""
 
+import io
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -7,12 +8,14 @@ import av
 import numpy as np
 from jaxtyping import UInt8
 
-from macaw_lit.data.media.checks import DEFAULTS, SHORT, Limits, media_error
+from macaw_lit.data.media.checks import DEFAULTS, SHORT, Limits, OpenFile, media_error
 from macaw_lit.data.media.container import open_container, seconds_of
+from macaw_lit.data.media.place import open_place
+from macaw_lit.types import Place
 
 
 def load_video(
-    path: Path | str,
+    path: Place,
     frames: int,
     backend: Literal["auto", "decord", "pyav"] = "auto",
     limits: Limits = DEFAULTS,
@@ -26,14 +29,14 @@ def load_video(
     Raises:
         MediaError: missing, not_a_file, empty, unreadable, truncated, no_video, too_large or too_long.
     """
-    with open_container(path, limits) as container:
+    with open_place(path, limits.media_bytes) as file, open_container(path, file) as container:
         stream = video_stream(path, container, limits)
         index = scan(path, container, stream, limits)
         chosen = centres(index.stamps, frames)
         turns = _quarter_turns(container, stream)
         if backend != "pyav" and not turns and not index.leading:
             try:
-                return _decord_frames(path, chosen)
+                return _decord_frames(file, chosen)
             except Exception as error:  # DECORDError is a bare Exception; decord may also not be installed
                 if backend == "decord":
                     raise media_error("truncated", path, f"decord fails ({error})", "a complete video") from error
@@ -55,7 +58,7 @@ class _Index(NamedTuple):
     leading: bool
 
 
-def video_stream(path: Path | str, container: Any, limits: Limits) -> Any:
+def video_stream(path: Place, container: Any, limits: Limits) -> Any:
     """The video stream of an open container, its header checked against the limits."""
     streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     if not streams:
@@ -72,7 +75,7 @@ def video_stream(path: Path | str, container: Any, limits: Limits) -> Any:
     return stream
 
 
-def scan(path: Path | str, container: Any, stream: Any, limits: Limits) -> _Index:
+def scan(path: Place, container: Any, stream: Any, limits: Limits) -> _Index:
     """The index of a stream from its packets; nothing is decoded."""
     stamps: list[int] = []
     keys: list[tuple[int, int]] = []
@@ -108,12 +111,13 @@ def centres(stamps: np.ndarray, frames: int) -> np.ndarray:
     return indices
 
 
-def _decord_frames(path: Path | str, indices: np.ndarray) -> np.ndarray:
+def _decord_frames(file: OpenFile, indices: np.ndarray) -> np.ndarray:
     """Frames by decord, opened per call: a reader that crosses a fork hangs."""
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
-    reader = decord.VideoReader(str(Path(path).resolve()), num_threads=1)
+    given = io.BytesIO(file.getvalue()) if isinstance(file, io.BytesIO) else str(Path(file.name).resolve())
+    reader = decord.VideoReader(given, num_threads=1)
     frames: np.ndarray = reader.get_batch(np.minimum(indices, len(reader) - 1)).asnumpy()
     return frames
 
@@ -126,7 +130,7 @@ def _quarter_turns(container: Any, stream: Any) -> int:
     return 0 if first is None else round(first.rotation / 90) % 4
 
 
-def _pyav_frames(path: Path | str, container: Any, stream: Any, stamps: np.ndarray, keys: np.ndarray) -> np.ndarray:
+def _pyav_frames(path: Place, container: Any, stream: Any, stamps: np.ndarray, keys: np.ndarray) -> np.ndarray:
     """Frames by PyAV: forward from the key frame before, seeking only where one lies between."""
     source, frame = None, None
     pictures: list[np.ndarray] = []
