@@ -125,11 +125,9 @@ class OptunaSweeper(Sweeper):
         except ImportError as error:
             raise ConfigError(f"hparams_search=optuna ({error}): pip install 'macaw-lit[sweeps]'") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        direction = StudyDirection[self.direction.upper()]
         study = optuna.create_study(
-            study_name=self.study_name,
-            storage=self.storage,
-            load_if_exists=True,
-            direction=StudyDirection[self.direction.upper()],
+            study_name=self.study_name, storage=self.storage, load_if_exists=True, direction=direction
         )
         what = sorted([*fixed, *(f"{key}={space[key].text}" for key in space), f"direction={self.direction}"])
         before = study.user_attrs.get("search", what)

@@ -104,7 +104,9 @@ def test_rejections_are_counted_with_their_first_place(root: Path) -> None:
 )
 def test_other_files_are_refused_with_the_formats_there_are(root: Path, content: str) -> None:
     (root / "a.json").write_text(content)
-    with pytest.raises(DataError, match="alpaca, avsd, charades, coco, conversations, karpathy, macaw, messages, vqa"):
+    with pytest.raises(
+        DataError, match="alpaca, avsd, charades, coco, conversations, karpathy, macaw, messages, packed, vqa"
+    ):
         sniff(root / "a.json")
 
 
