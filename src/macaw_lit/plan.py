@@ -28,9 +28,8 @@ def main(cfg: DictConfig) -> None:
     # Heavy imports wait until the configuration is known to be sound.
     from macaw_lit.planning.plan import make_plan
 
-    settings: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]))
-    resolved: Any = OmegaConf.to_container(cfg.model, resolve=True)
-    plan = make_plan({**settings, "model": resolved})
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    plan = make_plan(settings)
     if cfg.format == "json":
         print(json.dumps(plan.as_json(), indent=1))
     else:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from macaw_lit.aligners.base import Aligner
 from macaw_lit.errors import ConfigError
 from macaw_lit.model import Macaw
 from macaw_lit.planning.shadow import GRADIENTS, WEIGHTS, Ledger, Shadow, shadow
@@ -92,7 +93,7 @@ def trace(model: Macaw, row: Row, rows: int, dtype: torch.dtype, autocast: torch
     nll.backward()
     for mark in marks:
         mark.remove()
-    return Step(rows, *(ledger.peaks[name] for name in ("forward", "backward", "sharded")), ledger.flops)
+    return Step(rows, ledger.peaks["forward"], ledger.peaks["backward"], ledger.peaks["sharded"], ledger.flops)
 
 
 def _batch(model: Macaw, row: Row, rows: int, ledger: Ledger) -> Batch:
@@ -134,8 +135,9 @@ def _mark_causes(model: Macaw, ledger: Ledger) -> list[Any]:
         ledger.cause = "activations"
         within(output, "aligners")
 
-    marks = [model.llm.model.get_output_embeddings().register_forward_pre_hook(enter("logits"))]
-    for modality in model.modalities.values():
-        marks.append(modality.aligner.register_forward_pre_hook(enter("aligners")))
-        marks.append(modality.aligner.register_forward_hook(leave))
+    llm: Any = model.llm
+    marks = [llm.model.get_output_embeddings().register_forward_pre_hook(enter("logits"))]
+    for aligner in (part for part in model.modalities.modules() if isinstance(part, Aligner)):
+        marks.append(aligner.register_forward_pre_hook(enter("aligners")))
+        marks.append(aligner.register_forward_hook(leave))
     return marks
