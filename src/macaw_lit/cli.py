@@ -29,7 +29,9 @@ from macaw_lit.hints import explain
 Main = Callable[[DictConfig], Any]
 
 
-def command(name: str, text: Sequence[str] = (), paths: Sequence[str] = ()) -> Callable[[Main], Callable[[], None]]:
+def command(
+    name: str, text: Sequence[str] = (), paths: Sequence[str] = (), open_keys: Sequence[str] = ()
+) -> Callable[[Main], Callable[[], None]]:
     """Turn `main(cfg)` into a command that composes `conf/<name>.yaml` with the overrides of the command line.
 
     A user's mistake becomes one line `error: …` on stderr and exit code 1, Ctrl-C exit code 130; anything else is a
@@ -39,6 +41,7 @@ def command(name: str, text: Sequence[str] = (), paths: Sequence[str] = ()) -> C
         name: the primary config.
         text: keys whose values are taken literally, whatever they contain (see `literal`).
         paths: keys whose values are taken literally too, unless they are lists.
+        open_keys: keys that may stay `???`.
     """
 
     def decorate(main: Main) -> Callable[[], None]:
@@ -53,7 +56,7 @@ def command(name: str, text: Sequence[str] = (), paths: Sequence[str] = ()) -> C
                 _stop(f"error: {message}", 1)
 
             def checked(cfg: DictConfig) -> Any:
-                require_all(cfg, text)
+                require_all(cfg, text, open_keys)
                 return main(cfg)
 
             @functools.wraps(main)
@@ -155,9 +158,9 @@ def _is_list(arg: str) -> bool:
         return False
 
 
-def require_all(cfg: DictConfig, text: Sequence[str] = ()) -> None:
-    """Raise ConfigError naming every value that is still `???`; text keys are named as they are typed."""
-    missing = sorted(_missing(OmegaConf.to_container(cfg)))
+def require_all(cfg: DictConfig, text: Sequence[str] = (), open_keys: Sequence[str] = ()) -> None:
+    """Raise ConfigError naming every value that is still `???` and not open; text keys are named as they are typed."""
+    missing = sorted(set(_missing(OmegaConf.to_container(cfg))) - set(open_keys))
     names = [name.partition(".")[0] if name in text else name for name in missing]
     if names:
         raise ConfigError(f"{', '.join(names)} must be given: add {' '.join(f'{name}=…' for name in names)}")

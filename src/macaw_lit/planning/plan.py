@@ -1,0 +1,190 @@
+"""Configuration → plan: parameters by part, memory by cause, operations, hours, disk, and the largest batch."""
+
+import importlib
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Muon, Optimizer
+
+from macaw_lit.errors import ConfigError
+from macaw_lit.model import Macaw
+from macaw_lit.planning.memory import Counts, Layout, demand, layout_of, offloaded, resident
+from macaw_lit.planning.step import Row, Step, fullest_row, trace
+
+GIB = 2**30
+_OPTIMIZERS = "macaw_lit.training.optim"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take. Bytes are of one GPU where nothing else is said; unknown is None.
+
+    Attributes:
+        parts: part → values trained, values in all.
+        memory: bytes by cause at `moment`, the greatest of a step.
+        batch_size, fits: rows of a batch as configured, and the most that fit.
+        host: bytes of main memory, of all processes together.
+        flops: of an optimizer step over all processes.
+        steps, hours: of the whole run; `assumption` says at which speed.
+        checkpoint, checkpoints, folder: bytes of one checkpoint, how many are kept, and bytes of the model folder.
+    """
+
+    strategy: str
+    precision: str
+    world: int
+    parts: dict[str, tuple[int, int]]
+    moment: str
+    memory: dict[str, int]
+    limit: int
+    batch_size: int
+    fits: int
+    host: int
+    row: Row
+    rows_per_step: int
+    flops: int
+    steps: int | None
+    hours: float | None
+    assumption: str
+    checkpoint: int
+    checkpoints: int
+    folder: int
+
+    @property
+    def needed(self) -> int:
+        return sum(self.memory.values())
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "needed": self.needed, "tokens_per_row": self.row.tokens}
+
+
+def make_plan(cfg: Mapping[str, Any]) -> Plan:
+    """Plan a run by its configuration, resolved; nothing of its data or weights is read.
+
+    Raises:
+        ConfigError: a setting cannot be planned with.
+    """
+    for name in ("gpu_gib", "peak_tflops", "mfu"):
+        if not isinstance(cfg[name], int | float) or not 0 < cfg[name] < math.inf:
+            raise ConfigError(f"{name}={cfg[name]}: expected a number above 0")
+    layout, batch_size = layout_of(cfg["trainer"]), cfg["data"]["batch_size"]
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"data.batch_size={batch_size}: expected a whole number of at least 1")
+    model = _blueprint(cfg["model"], cfg["unnamed_llm"])
+    base = sum(parameter.numel() for parameter in model.parameters())
+    frozen = _adapted(model, cfg["model"]["adapt"])
+    model.train()
+    for part in frozen:
+        part.eval()
+    counts = _count(model, cfg["optim"])
+    row = fullest_row(model.specs(), cfg["data"]["preprocessor"]["max_length"], **cfg["row"])
+    parts = {name: _sizes(part) for name, part in _parts(model).items()}
+    step = trace(model, row, batch_size, layout.dtype, layout.autocast)
+    other = trace(model, row, 1 if batch_size > 1 else 2, layout.dtype, layout.autocast)
+    reserve = int(cfg["reserve_gib"] * GIB) if layout.gpu else 0
+    moment, memory = demand(layout, counts, step)
+    rows = batch_size * layout.world * layout.accumulate
+    flops, steps = step.flops * layout.world * layout.accumulate, _steps(cfg, rows)
+    peak = layout.world * cfg["peak_tflops"] * 1e12
+    size, optimizer = layout.dtype.itemsize, resident(Layout("plain", 1, layout.dtype), counts)["optimizer states"]
+    masters = 4 * (counts.trained + counts.states)
+    kept = (cfg.get("callbacks") or {}).get("checkpoint") or {}
+    return Plan(
+        strategy=layout.strategy + " with offload" * (layout.offload_optimizer or layout.offload_parameters),
+        precision=str(cfg["trainer"]["precision"]),
+        world=layout.world,
+        parts=parts,
+        moment=moment,
+        memory={**{cause: size for cause, size in memory.items() if size}, **({"reserve": reserve} if reserve else {})},
+        limit=int(cfg["gpu_gib"] * GIB),
+        batch_size=batch_size,
+        fits=_largest(layout, counts, (step, other), float(cfg["gpu_gib"] * GIB - reserve)),
+        host=offloaded(layout, counts),
+        row=row,
+        rows_per_step=rows,
+        flops=flops,
+        steps=steps,
+        hours=None if steps is None else steps * flops / (peak * cfg["mfu"]) / 3600,
+        assumption=f"{cfg['mfu']:.0%} of {cfg['peak_tflops']} TFLOP/s ({cfg['gpu']}), every row as full as this one",
+        checkpoint=counts.all * size + (masters if layout.zero else optimizer),
+        checkpoints=max(0, int(kept.get("save_top_k") or 0)) + bool(kept.get("save_last")),
+        folder=base * size,
+    )
+
+
+def _blueprint(sizes: Mapping[str, Any], unnamed: Mapping[str, Any]) -> Macaw:
+    """The model on meta. A language model without a tokenizer gets a small one, and the sizes of `unnamed`."""
+    from macaw_lit.data.demo.tokenizer import train_tokenizer
+
+    sizes = {**sizes, "llm": dict(sizes["llm"])}
+    with tempfile.TemporaryDirectory() as folder, torch.device("meta"):
+        if sizes["llm"]["tokenizer"] is None:
+            train_tokenizer(["a b"], Path(folder))
+            given = sizes["llm"].get("config")
+            sizes["llm"] |= {"tokenizer": folder, "config": dict(unnamed) if given is None else given}
+        return Macaw.from_config(sizes)
+
+
+def _adapted(model: Macaw, settings: Mapping[str, Any]) -> list[nn.Module]:
+    if all(mode == "full" for mode in settings.values()):
+        return []
+    from macaw_lit.training.adapt import adapt  # takes seconds, of which a plan has few
+
+    with torch.device("meta"):
+        return adapt(model, settings)
+
+
+def _parts(model: Macaw) -> dict[str, nn.Module]:
+    aligners = {f"{kind} aligner": modality for kind, modality in model.modalities.items()}
+    return {**dict(model.encoders.items()), **aligners, "llm": model.llm}
+
+
+def _sizes(part: nn.Module) -> tuple[int, int]:
+    values = [(parameter.numel(), parameter.requires_grad) for parameter in part.parameters()]
+    return sum(size for size, trained in values if trained), sum(size for size, _ in values)
+
+
+def _count(model: Macaw, optim: Mapping[str, Any]) -> Counts:
+    trained, everything = _sizes(model)
+    units = [block for part in model.llm.modules() if isinstance(part, nn.ModuleList) for block in part]
+    alone = [_sizes(unit)[1] for unit in (*units, *model.encoders.values())]
+    largest = max(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return Counts(everything, trained, _states(model, optim), largest, everything - sum(alone), max(alone))
+
+
+def _states(model: Macaw, optim: Mapping[str, Any]) -> int:
+    """Values that the optimizer will keep: two for each parameter's with AdamW, one with Muon."""
+    settings = {name: value for name, value in optim.items() if not name.startswith("_")}
+    module, _, name = str(optim["_target_"]).rpartition(".")
+    if module != _OPTIMIZERS:
+        raise ConfigError(f"optim={optim['_target_']}: no plan for it; expected one of {_OPTIMIZERS}")
+    optimizer: Optimizer = getattr(importlib.import_module(module), name)(model, **settings)
+    found = 0
+    for each in getattr(optimizer, "parts", [optimizer]):
+        values = sum(parameter.numel() for group in each.param_groups for parameter in group["params"])
+        found += values * {AdamW: 2, Muon: 1}[type(each)]
+    return found
+
+
+def _steps(cfg: Mapping[str, Any], rows: int) -> int | None:
+    """Optimizer steps of the run; None where only the data files know."""
+    trainer, counts = cfg["trainer"], [source.get("count") for source in cfg["data"]["train"].values()]
+    stop = trainer["max_steps"] if trainer["max_steps"] >= 0 else None
+    if None in counts or trainer["max_epochs"] in (None, -1):
+        return stop
+    steps = math.ceil(sum(counts) / rows) * trainer["max_epochs"]
+    return steps if stop is None else min(stop, steps)
+
+
+def _largest(layout: Layout, counts: Counts, steps: tuple[Step, Step], limit: float) -> int:
+    """The most rows of a batch that fit, by a line through two."""
+    (rows, need), (others, less) = ((step.rows, sum(demand(layout, counts, step)[1].values())) for step in steps)
+    slope = (need - less) / (rows - others)
+    if slope <= 0:
+        return rows if need <= limit else 0
+    return max(0, math.floor(rows + (limit - need) / slope))

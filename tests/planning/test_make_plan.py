@@ -1,0 +1,81 @@
+"""Plans of the tiny model against the model itself."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from macaw_lit.cli import conf_dir
+from macaw_lit.errors import ConfigError
+from macaw_lit.model import Macaw
+from macaw_lit.planning.plan import Plan, make_plan
+from macaw_lit.training.adapt import adapt
+from macaw_lit.training.optim import MuonAdamW, adamw
+
+LORA = {"vision": "frozen", "hearing": "frozen", "aligners": "full", "llm": {"lora": {"r": 4}}}
+
+
+@pytest.fixture
+def settings(sizes: dict[str, Any], tokenizer_folder: Path) -> dict[str, Any]:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("plan", overrides=["trainer=cpu", f"model.llm.tokenizer={tokenizer_folder}"])
+    found: Any = OmegaConf.to_container(cfg)
+    return {**found, "model": {**sizes, "adapt": {}}}
+
+
+def planned(settings: dict[str, Any], adapted: dict[str, Any] | None = None, **more: Any) -> Plan:
+    return make_plan({**settings, **more, "model": {**settings["model"], "adapt": adapted or {}}})
+
+
+@pytest.mark.parametrize("adapted", [{}, LORA, {"llm": "frozen"}])
+def test_parameters_by_part_sum_to_the_model_s(settings: dict[str, Any], model: Macaw, adapted: dict[str, Any]) -> None:
+    adapt(model, adapted)
+    plan = planned(settings, adapted)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert sum(part[1] for part in plan.parts.values()) == sum(parameter.numel() for parameter in model.parameters())
+    assert sum(part[0] for part in plan.parts.values()) == trained
+    assert plan.memory["gradients"] == 4 * trained
+    assert plan.memory["optimizer states"] == 8 * trained
+
+
+def test_optimizer_states_are_those_of_a_real_step(settings: dict[str, Any], model: Macaw) -> None:
+    muon = {"_target_": "macaw_lit.training.optim.MuonAdamW", "_partial_": True, "adamw_lr": 1e-3}
+    for real, own in (
+        (adamw(model, 1e-3, 0.0), settings["optim"]),
+        (MuonAdamW(model, 1e-3, 1e-3, 0.0), {**muon, "lr": 1e-3, "weight_decay": 0.0}),
+    ):
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        real.step()
+        states = [state for part in getattr(real, "parts", [real]) for state in part.state.values()]
+        kept = sum(value.nbytes for state in states for value in state.values() if value.ndim or value.numel() > 1)
+        # scalars are left out above as counts of steps; three learned temperatures with two states each are scalars too
+        assert planned(settings, optim=own).memory["optimizer states"] - kept == 3 * 2 * 4
+
+
+def test_frozen_parts_keep_no_graph(settings: dict[str, Any]) -> None:
+    full, frozen = (planned(settings, mode).memory for mode in ({}, {"vision": "frozen", "hearing": "frozen"}))
+    assert frozen["activations"] < full["activations"]
+    assert frozen["gradients"] < full["gradients"]
+
+
+def test_memory_and_operations_grow_with_the_batch(settings: dict[str, Any]) -> None:
+    four, eight = (planned(settings, data={**settings["data"], "batch_size": rows}) for rows in (4, 8))
+    assert eight.memory["activations"] == pytest.approx(2 * four.memory["activations"], rel=0.01)  # masks are the same
+    assert eight.memory["weights"] == four.memory["weights"]
+    assert eight.flops == pytest.approx(2 * four.flops, rel=0.01)
+
+
+def test_an_unknown_optimizer_is_said(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="no plan for it"):
+        planned(settings, optim={"_target_": "torch.optim.SGD"})
+
+
+def test_hours_are_unknown_where_only_the_data_knows(settings: dict[str, Any]) -> None:
+    one = {"train": {"mine": {"count": None}}}
+    assert planned(settings, data={**settings["data"], **one}).hours is None
+    stopped = planned(settings, data={**settings["data"], **one}, trainer={**settings["trainer"], "max_steps": 7})
+    assert stopped.steps == 7
