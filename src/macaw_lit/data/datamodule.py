@@ -77,7 +77,7 @@ class MacawDataModule(LightningDataModule):
         self.pin_memory = pin_memory
         self._preprocess: Preprocessor | None = None
         self._sampler: _TrainedMixture | None = None
-        self._resume: dict[str, int] | None = None
+        self._resume: dict[str, Any] | None = None
 
     def attach(self, tokenizer: Tokenizer, specs: Mapping[str, MediaSpec]) -> Preprocessor:
         """Fits the data to a model, and returns the preprocessor that prediction shares."""
@@ -160,12 +160,20 @@ class MacawDataModule(LightningDataModule):
             pin_memory=self.pin_memory,
         )
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """The place in the mixture, in positions over all ranks, and what its order depends on."""
         if self._sampler is None:
             return {}
         epoch, position = self._sampler.place()
-        return {"epoch": epoch, "position": position, "seed": self.seed, "total": self._sampler.mixture.total}
+        return {"epoch": epoch, "position": position, "mixture": self._mixture()}
+
+    def _mixture(self) -> dict[str, Any]:
+        """What the order of rows depends on, the same for any number of processes."""
+        sources = {
+            f"rows of {name}": {"usable": len(samples), "count": self.sources["train"][name].count}
+            for name, samples in self.samples["train"].items()
+        }
+        return {"seed": self.seed, "repeat": self.repeat, **sources}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lets the next training loader go on where the state was saved."""
@@ -175,12 +183,15 @@ class MacawDataModule(LightningDataModule):
         """Epoch and position of the checkpoint that training goes on from, if there is one."""
         if self._resume is None or self._sampler is None:
             return None
-        before, now = (self._resume["seed"], self._resume["total"]), (self.seed, self._sampler.mixture.total)
-        if before != now:
-            raise ConfigError(
-                f"the checkpoint was made with seed and rows per epoch {before}, the data now has {now}; "
-                f"restore them, or start anew from the model folder"
-            )
+        before, now = self._resume["mixture"], self._mixture()
+        for name in {**before, **now}:  # in this order: the order of sources counts
+            if before.get(name) != now.get(name):
+                raise ConfigError(
+                    f"the checkpoint was made with other data: {name} was {before.get(name)}, now is {now.get(name)}; "
+                    "restore it, or start anew in another folder"
+                )
+        if list(before) != list(now):
+            raise ConfigError(f"the checkpoint was made with sources in another order: {list(before)[2:]}; restore it")
         return self._resume["epoch"], self._resume["position"]
 
 

@@ -50,7 +50,7 @@ class Ledger(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Counts of all processes, and of what a run that this one continues had counted."""
         own = {"used": self.used, "truncated": self.truncated, "skipped": dict(self.skipped)}
-        counts = [self._before, *_from_all_processes(own)]
+        counts = [self._before, *from_all_processes(own)]
         skipped: Counter[str] = Counter()
         for count in counts:
             skipped.update(count["skipped"])
@@ -61,7 +61,8 @@ class Ledger(Callback):
         self._before = state_dict
 
 
-def _from_all_processes(value: dict[str, Any]) -> list[dict[str, Any]]:
+def from_all_processes(value: Any) -> list[Any]:
+    """The values that all processes give, in the order of their ranks; all must call it."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return [value]
     gathered = [value] * distributed.get_world_size()
