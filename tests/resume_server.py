@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import train_tokenizer  # imports torch, transformers and all else that is slow
-
 import lightning.pytorch.strategies
 import matplotlib.pyplot
 import torch.distributed  # noqa: F401
@@ -25,11 +23,12 @@ from lightning.pytorch.loops import _TrainingEpochLoop
 
 import macaw_lit.build
 import macaw_lit.evaluation
+from conftest import train_tokenizer  # imports torch, transformers and all else that is slow
 from macaw_lit.train import main
 from macaw_lit.training.checkpoints import Checkpoints
 from macaw_lit.training.module import MacawModule
 
-LIMIT = 120  # seconds
+LIMIT = 300  # seconds
 FULL_DISK = 100_000  # bytes that a file may have
 
 

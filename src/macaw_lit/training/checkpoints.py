@@ -54,7 +54,7 @@ class Checkpoints(Checkpoint):
         self,
         folder: str,
         every_n_train_steps: int | None = None,
-        every_n_minutes: float | None = 30,
+        every_n_minutes: int | float | None = 30,
         keep: int = 2,
     ) -> None:
         for name, value in (("every_n_train_steps", every_n_train_steps), ("every_n_minutes", every_n_minutes)):
@@ -125,11 +125,12 @@ class Checkpoints(Checkpoint):
         return SAVE if by_steps or (self.every_n_minutes and minutes >= self.every_n_minutes) else GO_ON
 
     def _save(self, trainer: Trainer, between_steps: bool) -> None:
-        """Write one checkpoint; all processes must call it."""
+        """Write one checkpoint; all processes must call it. Training goes on as if none had been written."""
+        own = _generators()
         path = self.folder / f"step{trainer.global_step:07d}.ckpt"
         part = path.with_name(path.name + PART)
         checkpoint = trainer._checkpoint_connector.dump_checkpoint()
-        checkpoint[KEY] = _state(trainer)
+        checkpoint[KEY] = _state(trainer, own)
         if between_steps:  # the batch that is about to begin has been counted already
             progress = checkpoint["loops"]["fit_loop"][PROGRESS]
             progress["is_last_batch"] = False
@@ -147,6 +148,7 @@ class Checkpoints(Checkpoint):
                 settle(part, path)
                 prune(self.folder, self.keep)
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+        _set_generators(own)  # what writes files draws from Python's
 
 
 @contextmanager
@@ -188,12 +190,12 @@ def _rows_per_batch(trainer: Any) -> int:
     return getattr(trainer.datamodule, "batch_size", 0) * trainer.world_size
 
 
-def _state(trainer: Trainer) -> dict[str, Any]:
+def _state(trainer: Trainer, own: Mapping[str, Any]) -> dict[str, Any]:
     files = _metrics_files(trainer)
     for file in files:
         file.settle()
     return {
-        "generators": from_all_processes(_generators()),
+        "generators": from_all_processes(own),
         "metrics_rows": files[0].rows if files else 0,
         "logged_steps": trainer.fit_loop.epoch_loop._batches_that_stepped,
         "rows_per_batch": _rows_per_batch(trainer),
@@ -214,7 +216,10 @@ def _generators() -> dict[str, Any]:
 
 def _restore(trainer: Trainer, state: Mapping[str, Any]) -> None:
     trainer.fit_loop.epoch_loop._batches_that_stepped = state["logged_steps"]
-    generators = state["generators"][trainer.global_rank % len(state["generators"])]
+    _set_generators(state["generators"][trainer.global_rank % len(state["generators"])])
+
+
+def _set_generators(generators: Mapping[str, Any]) -> None:
     version, keys, gauss = generators["python"]
     random.setstate((version, tuple(keys), gauss))
     np.random.set_state(tuple(generators["numpy"]))
