@@ -92,7 +92,7 @@ def _check(cfg: DictConfig) -> None:
     from macaw_lit.evaluation import read_types
 
     if cfg.ckpt_path not in (None, "auto") and not Path(cfg.ckpt_path).exists():
-        wanted = "expected auto, or a checkpoint such as logs/train/runs/<time>/checkpoints/last.ckpt"
+        wanted = "expected a checkpoint such as logs/train/runs/<time>/checkpoints/last.ckpt, or auto"
         raise ConfigError(f"ckpt_path={cfg.ckpt_path}: no such file; {wanted}")
     if cfg.get("evaluation"):
         read_types(Path(cfg.evaluation.types))
