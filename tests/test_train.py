@@ -305,7 +305,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(tiny_run, train, tmp_path):
         assert "cannot be continued" in line, words
         assert words[0] in line
     for word, expected in {
-        "model.modalities.image.aligner.kernel=2": "another model: model.modalities.image.aligner.kernel was 4, now is 2",
+        "model.modalities.image.aligner.kernel=2": "model.modalities.image.aligner.kernel was 4, now is 2",
         "seed=9": "made with other data: seed was 0, now is 9",
         "data.train.text.count=7": "made with other data: rows of text was ",
     }.items():
