@@ -2,7 +2,7 @@
 
 Reads one JSON object a line: `words`, `cwd`, `world`, `log`, and what ends it: `alarm`, seconds after which the kernel
 ends the process that starts training (SIGALRM is not handled, so that no line of Python runs any more); `step`, the
-training step in which SIGKILL comes; `validation`, the same of validation; `write`, seconds after the `nth` checkpoint
+training step in which SIGKILL comes; `validation`, the same of validation; `write`, seconds after the `nth` file
 has begun to be written; `signal`, a pair of a step and a signal's number. Answers with the exit codes and the seconds.
 """
 
@@ -25,7 +25,7 @@ import macaw_lit.build
 import macaw_lit.evaluation
 from conftest import train_tokenizer  # imports torch, transformers and all else that is slow
 from macaw_lit.train import main
-from macaw_lit.training.checkpoints import Checkpoints
+from macaw_lit.training.checkpoints import Checkpoints, InPlace
 from macaw_lit.training.module import MacawModule
 
 LIMIT = 300  # seconds
@@ -61,7 +61,7 @@ def prepare(request: dict[str, Any]) -> None:
         nth(_TrainingEpochLoop, "on_advance_end", request["advance"], die)
     if "write" in request:
         delay = request["write"]
-        nth(Checkpoints, "_save", request["nth"], lambda: signal.setitimer(signal.ITIMER_REAL, delay))
+        nth(InPlace, "save_checkpoint", request["nth"], lambda: signal.setitimer(signal.ITIMER_REAL, delay))
     if "signal" in request:
         step, number = request["signal"]
         nth(MacawModule, "training_step", step, lambda: os.kill(os.getpid(), number))

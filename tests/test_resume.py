@@ -256,7 +256,7 @@ def test_killed_while_a_checkpoint_is_written(server, whole):
     while kills < 50:
         runs += 1
         folder = server.root / f"writes{runs}"
-        while server.train(folder, "data.num_workers=0", write=draw.uniform(0, 0.02), nth=draw.randint(1, 2)) != [0]:
+        while server.train(folder, "data.num_workers=0", write=draw.uniform(0, 0.006), nth=draw.randint(1, 2)) != [0]:
             kills += 1
             unfinished += any((folder / "checkpoints").glob("*.part"))
             path, damaged = newest(folder / "checkpoints")

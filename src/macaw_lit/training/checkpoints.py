@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from macaw_lit.errors import ConfigError, in_one_line
@@ -22,12 +23,32 @@ from macaw_lit.training.checkpoint_files import PART, prune, remove, settle
 from macaw_lit.training.metrics import MetricsFile
 
 KEY = "macaw_lit"
+TORCH_WRITER = ("PytorchStreamWriter", "inline_container")
 PROGRESS = "epoch_loop.batch_progress"
 GO_ON, SAVE, STOP = range(3)
 
 
 class Stopped(Exception):  # noqa: N818  # no error: the run has been saved
     """A signal ended training after a checkpoint was written."""
+
+
+class InPlace(TorchCheckpointIO):
+    """Writes a checkpoint's file where it is told to, piece by piece.
+
+    Lightning's own builds it in memory and writes it to the machine's folder for temporary files, which may be small.
+
+    Raises:
+        OSError: from `save_checkpoint`, if it cannot be written.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        try:
+            with Path(path).open("wb") as file:
+                torch.save(checkpoint, file)
+        except RuntimeError as error:  # torch's writer trips over the error of the file
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
 
 class Checkpoints(Checkpoint):
@@ -70,6 +91,10 @@ class Checkpoints(Checkpoint):
         self._saved_step = 0
         self._saved_at = 0.0
         self._signal: signal.Signals | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = InPlace()
 
     def on_load_checkpoint(self, trainer: Any, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         state = checkpoint.get(KEY)
@@ -158,7 +183,7 @@ def _told_to_all(path: Path, size: int) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+        if isinstance(error, RuntimeError) and not any(name in str(error) for name in TORCH_WRITER):
             raise
         failure = in_one_line(error)
         free = shutil.disk_usage(path.parent if path.parent.is_dir() else Path.cwd()).free
