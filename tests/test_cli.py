@@ -120,7 +120,7 @@ MISTAKES = {
     "trainr.max_steps=3": "did you mean trainer.max_steps?",
     "max_steps=3": "did you mean trainer.max_steps?",
     "sed=3": "error: sed: no such key; did you mean seed?",
-    "callbacks.checkpoint.save_lst=true": "did you mean callbacks.checkpoint.save_last?",
+    "callbacks.checkpoint.kep=3": "did you mean callbacks.checkpoint.keep?",
     "data.preprocessor.max_lenght=9": "did you mean data.preprocessor.max_length?",
     "hydra.run.dirr=x": "did you mean hydra.run.dir?",
     "loger=csv": "did you mean logger?",
@@ -242,6 +242,23 @@ def test_run_folders_by_time_hold_the_resolved_config(ask, tmp_path):
     assert "── seed: 3" in out
     assert "[red]" in out
     assert (folder / ".hydra" / "overrides.yaml").exists()
+
+
+def test_run_dir_alone_moves_the_whole_run(ask, tmp_path):
+    seen = []
+
+    def main(cfg):
+        seen.append((cfg.paths.run_dir, str(run_folder()), cfg.callbacks.checkpoint.folder, cfg.logger.csv.folder))
+
+    assert ask(main, "paths.run_dir=my/run")[0] == 0
+    folder = str(tmp_path / "my" / "run")
+    assert seen == [(folder, folder, f"{folder}/checkpoints", folder)]
+    assert {path.name for path in tmp_path.iterdir()} == {"my"}
+    assert (tmp_path / "my/run/.hydra/config.yaml").is_file()
+    seen.clear()
+    assert ask(main, "-m", "seed=1,2", "paths.run_dir=sweep")[0] == 0
+    assert [Path(run).relative_to(tmp_path) for run, *_ in seen] == [Path("sweep/0"), Path("sweep/1")]
+    assert ask(lambda cfg: None, "model=m", "instruction=x", "paths.run_dir=x", name="predict")[0] == 1
 
 
 def test_a_sweep_numbers_its_folders_and_keeps_text_whole(ask, tmp_path):

@@ -69,7 +69,7 @@ def command(
                 except Exception as error:
                     answer(error)
 
-            overrides = [literal(arg, text, paths) for arg in given[1:]]
+            overrides = [word for arg in given[1:] for word in placed(literal(arg, text, paths))]
             overrides.sort(key=lambda arg: arg not in ("-m", "--multirun"))  # argparse trips over it amidst overrides
             sys.argv = [given[0], *overrides]
             os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints every error itself and ends the process
@@ -151,6 +151,14 @@ def literal(arg: str, text: Sequence[str], paths: Sequence[str] = ()) -> str:
     return f"{target}={QuotedString(value, Quote.single).with_quotes()}"
 
 
+def placed(arg: str) -> list[str]:
+    """Let `paths.run_dir=folder` alone say where Hydra puts a run, or the numbered runs of a sweep."""
+    key, _, value = arg.partition("=")
+    if key != "paths.run_dir":
+        return [arg]
+    return [f"{key}=${{hydra:runtime.output_dir}}", f"hydra.run.dir={value}", f"hydra.sweep.dir={value}"]
+
+
 def _is_list(arg: str) -> bool:
     try:
         return isinstance(OverridesParser.create().parse_override(arg).value(), list)
@@ -175,7 +183,7 @@ def _missing(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def run_folder() -> Path:
-    """Return the folder of the running command, as chosen by `hydra.run.dir` or `hydra.sweep.dir`."""
+    """Return the folder of the running command, as chosen by `paths.run_dir`."""
     return Path(HydraConfig.get().runtime.output_dir)
 
 

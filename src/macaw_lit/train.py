@@ -1,9 +1,14 @@
 """Trains a model: `python -m macaw_lit.train experiment=demo`."""
 
+import errno
 import json
+import os
+import shutil
 import time
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,10 +49,12 @@ def main(cfg: DictConfig) -> float | None:
     """
     # Heavy imports wait until the configuration is known to be sound.
     from macaw_lit.build import attach, build_data, build_module, build_trainer, set_up
+    from macaw_lit.training.checkpoints import Stopped
 
     folder, begun = run_folder(), time.monotonic()
     print_config(cfg, folder)
     _check(cfg)
+    ckpt_path = _start(cfg, folder / "checkpoints")
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
     set_up(cfg)
@@ -58,10 +65,17 @@ def main(cfg: DictConfig) -> float | None:
     datamodule.setup("fit")
     if trainer.is_global_zero:
         _print_reading(datamodule)
-    _fit(trainer, module, datamodule, cfg.ckpt_path)
+    report = None
+    try:
+        with _room_on_disk(folder):
+            _fit(trainer, module, datamodule, ckpt_path)
+            if trainer.is_global_zero and not cfg.trainer.fast_dev_run:
+                report = _keep(cfg, folder, module.trained, datamodule)
+    except Stopped as stop:
+        _say(f"{stop}; go on with the same words and ckpt_path=auto paths.run_dir={folder}")
+        return None
     if not trainer.is_global_zero:
         return None
-    report = None if cfg.trainer.fast_dev_run else _keep(cfg, folder, module.trained, datamodule)
     print(folder)
     _settle(trainer)
     metrics = _metrics(trainer, report) | {"seconds": round(time.monotonic() - begun, 1)}
@@ -106,8 +120,8 @@ def _check(cfg: DictConfig) -> None:
     """Refuse what would otherwise fail only when the model is built, or after training."""
     from macaw_lit.evaluation import read_types
 
-    if cfg.ckpt_path and not Path(cfg.ckpt_path).exists():
-        wanted = "expected a checkpoint such as logs/train/runs/<time>/checkpoints/last.ckpt"
+    if cfg.ckpt_path not in (None, "auto") and not Path(cfg.ckpt_path).exists():
+        wanted = "expected a checkpoint such as logs/train/runs/<time>/checkpoints/last.ckpt, or auto"
         raise ConfigError(f"ckpt_path={cfg.ckpt_path}: no such file; {wanted}")
     if cfg.get("evaluation"):
         read_types(Path(cfg.evaluation.types))
@@ -115,6 +129,45 @@ def _check(cfg: DictConfig) -> None:
             value = cfg.evaluation[name]
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"evaluation.{name}={value}; expected a whole number of at least 1")
+
+
+def _start(cfg: DictConfig, folder: Path) -> str | None:
+    """The checkpoint to go on from, if any; a run that would overwrite another one is refused."""
+    from macaw_lit.training.checkpoint_files import checkpoints, newest
+
+    if cfg.ckpt_path is None and (found := checkpoints(folder)):
+        remedy = "go on with ckpt_path=auto, or choose another paths.run_dir"
+        raise ConfigError(
+            f"{folder.parent} holds a run, whose checkpoint {found[0].name} would be overwritten: {remedy}"
+        )
+    if cfg.ckpt_path != "auto":
+        return cfg.ckpt_path and str(Path(cfg.ckpt_path).resolve())
+    path, damaged = newest(folder)
+    for line in damaged:
+        _say(line)
+    _say(f"going on from {path}" if path else f"no checkpoint in {folder}: starting anew")
+    return str(path) if path else None
+
+
+def _say(line: str) -> None:
+    """Print a line once, not in each process."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(line, flush=True)
+
+
+@contextmanager
+def _room_on_disk(folder: Path) -> Iterator[None]:
+    """Say in one line that the disk is full, wherever a file of the run is written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        free = shutil.disk_usage(folder).free
+        raise ConfigError(
+            f"{error.filename or folder} cannot be written ({error.strerror}), {free:,} bytes are free: make room and "
+            f"go on with ckpt_path=auto paths.run_dir={folder}"
+        ) from error
 
 
 def _fit(trainer: "Trainer", module: "MacawModule", datamodule: "MacawDataModule", ckpt_path: str | None) -> None:
@@ -125,7 +178,7 @@ def _fit(trainer: "Trainer", module: "MacawModule", datamodule: "MacawDataModule
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # assigned by a connector
     callbacks.append(LambdaCallback(on_train_start=lambda *_: started.append(True)))
     try:
-        trainer.fit(module, datamodule, ckpt_path=ckpt_path)
+        trainer.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
     except MacawError:
         raise
     except Exception as error:

@@ -1,6 +1,5 @@
 """Sources in, batches out: the LightningDataModule."""
 
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -87,7 +86,7 @@ class MacawDataModule(LightningDataModule):
         self.pin_memory = pin_memory
         self._preprocess: Preprocessor | None = None
         self._sampler: _TrainedMixture | None = None
-        self._resume: dict[str, int] | None = None
+        self._resume: dict[str, Any] | None = None
 
     def attach(self, tokenizer: Tokenizer, specs: Mapping[str, MediaSpec]) -> Preprocessor:
         """Fits the data to a model, and returns the preprocessor that prediction shares."""
@@ -164,19 +163,21 @@ class MacawDataModule(LightningDataModule):
             pin_memory=self.pin_memory,
         )
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """The place in the mixture, in positions over all ranks, and what its order depends on."""
         if self._sampler is None:
             return {}
         epoch, position = self._sampler.place()
-        return {"epoch": epoch, "position": position} | self._order()
+        return {"epoch": epoch, "position": position, "mixture": self._mixture()}
 
-    def _order(self) -> dict[str, int]:
-        """What the order of an epoch depends on; `sources` is a checksum of their names, lengths and shares."""
+    def _mixture(self) -> dict[str, Any]:
+        """What the order of rows depends on, the same for any number of processes: of a source rows, share, passes."""
         assert self._sampler is not None
         mixture = self._sampler.mixture
-        sources = repr((list(self.sources["train"]), mixture.lengths, mixture.sizes, mixture.passes))
-        return {"seed": self.seed, "total": mixture.total, "sources": zlib.crc32(sources.encode())}
+        shares = zip(mixture.lengths, mixture.sizes, mixture.passes, strict=True)
+        return {"seed": self.seed} | {
+            f"source {name}": list(share) for name, share in zip(self.sources["train"], shares, strict=True)
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lets the next training loader go on where the state was saved."""
@@ -186,18 +187,24 @@ class MacawDataModule(LightningDataModule):
         """Epoch and position of the checkpoint that training goes on from, if there is one."""
         if self._resume is None or self._sampler is None:
             return None
-        now = self._order()
-        before = {name: self._resume.get(name) for name in now}
-        if before != now:
-            raise ConfigError(
-                f"the checkpoint was made with {_in_words(before)}, the data now has {_in_words(now)}: restore seed, "
-                f"sources and shares, or start anew from the model folder"
-            )
+        before, now = self._resume["mixture"], self._mixture()
+        for name in {**before, **now}:  # in this order: the order of sources counts
+            if before.get(name) != now.get(name):
+                raise ConfigError(
+                    f"the checkpoint was made with other data: {name} was {_in_words(before.get(name))}, now is "
+                    f"{_in_words(now.get(name))}; restore it, or start anew in another folder"
+                )
+        if list(before) != list(now):
+            raise ConfigError(f"the checkpoint was made with sources in another order: {list(before)[1:]}; restore it")
         return self._resume["epoch"], self._resume["position"]
 
 
-def _in_words(order: Mapping[str, int | None]) -> str:
-    return "seed {seed}, {total} rows per epoch, sources of checksum {sources}".format_map(order)
+def _in_words(what: Any) -> str:
+    """A seed, or a source's part of the mixture; None for a source that is not there."""
+    if not isinstance(what, list):
+        return "absent" if what is None else str(what)
+    rows, share, passes = what
+    return f"{rows} rows, {share} an epoch, {passes} times"
 
 
 class _TrainedMixture(Sampler[Draw]):

@@ -84,6 +84,7 @@ class Loader(DataLoader[Example]):
             num_workers=num_workers,
             worker_init_fn=_one_thread,
             persistent_workers=num_workers > 0,
+            generator=torch.Generator(),  # or each pass would draw its workers' seed from training's generator
             **settings,
         )
 

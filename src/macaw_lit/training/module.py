@@ -14,6 +14,7 @@ from macaw_lit.errors import ConfigError, TrainingError
 from macaw_lit.model import Macaw
 from macaw_lit.training.adapt import adapt
 from macaw_lit.training.blocks import compile_blocks, recompute, restore
+from macaw_lit.training.checkpoint_files import require_same_model
 from macaw_lit.training.finite import explain_loss, loss_scale
 from macaw_lit.training.optim import cosine_with_warmup
 from macaw_lit.training.strategies import building, check_compiled, check_optimizer, prepare, tie, tied, whole_state
@@ -143,6 +144,13 @@ class MacawModule(LightningModule):
     def trained(self) -> Macaw:
         """The whole model after training, in the first process; the same as `model` where no strategy sharded it."""
         return self._whole[0] if self._whole else self.model
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["model"] = dict(self.config)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "model" in checkpoint:
+            require_same_model(checkpoint["model"], self.config)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.build_optimizer(self.model)
