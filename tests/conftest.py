@@ -8,7 +8,7 @@ import logging
 import subprocess
 import sys
 import wave
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -212,6 +212,16 @@ def make_batch() -> Callable[..., Batch]:
     return tiny_batch
 
 
+@pytest.fixture(autouse=True)
+def _log_handlers() -> Iterator[None]:
+    """Hydra's commands leave a handler on the test's own stdout, which is closed when a later test logs."""
+    before = [*logging.root.handlers]
+    yield
+    for handler in {*logging.root.handlers}.difference(before):
+        if type(handler) in (logging.StreamHandler, logging.FileHandler):
+            logging.root.removeHandler(handler)
+
+
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Calls the `main` of a command in this process, as typed in the folder `cwd`: exit code, stdout and stderr."""
@@ -222,7 +232,6 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
         for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # Lightning sets them; the test's end takes them back
             monkeypatch.setenv(name, "0")
-        monkeypatch.setattr(logging.root, "handlers", [*logging.root.handlers])  # Hydra adds one on this test's stdout
         capfd.readouterr()
         code = 0
         try:

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from macaw_lit.build import attach, build_data, build_module, build_trainer, heldout_samples, set_up
 from macaw_lit.cli import conf_dir
 from macaw_lit.data.datamodule import Source
 from macaw_lit.training.callbacks import Ledger
+from macaw_lit.training.metrics import MetricsFile
 
 SUBJECTS = ("model", "optim", "data", "trainer", "callbacks", "logger")
 
@@ -101,7 +101,7 @@ def test_sources_are_sources_and_settings_arrive(cfg):
 def test_a_trainer_has_its_callbacks_and_loggers(cfg, tmp_path):
     trainer = build_trainer(cfg("callbacks=ledger"))
     assert sum(isinstance(callback, Ledger) for callback in trainer.callbacks) == 1
-    assert [type(logger) for logger in trainer.loggers] == [CSVLogger]
+    assert [type(logger) for logger in trainer.loggers] == [MetricsFile]
     assert trainer.default_root_dir == str(tmp_path)
     without = cfg("logger=none", "callbacks=none")
     assert build_trainer(without).loggers == []

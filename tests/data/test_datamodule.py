@@ -326,10 +326,10 @@ def test_resume_with_other_data_is_refused(make_module, tmp_path):
     _, run = fit(make_module, tmp_path, max_steps=1, max_epochs=1)
     run.save_checkpoint(tmp_path / "a.ckpt")
     other = make_module({"texts": source("texts", [TEXT] * 8)})
-    with pytest.raises(ConfigError, match="seed 0, 7 rows per epoch.* seed 0, 8 rows per epoch"):
+    with pytest.raises(ConfigError, match="source texts was 7 rows, 7 an epoch, 1 times, now is 8 rows, 8 an epoch"):
         trainer(tmp_path, max_epochs=1).fit(Recorder(), datamodule=other, ckpt_path=tmp_path / "a.ckpt")
     renamed = make_module({"other": source("texts", [TEXT] * 7)})
-    with pytest.raises(ConfigError, match="restore seed, sources and shares"):
+    with pytest.raises(ConfigError, match="source texts was 7 rows, 7 an epoch, 1 times, now is absent; restore it"):
         trainer(tmp_path, max_epochs=1).fit(Recorder(), datamodule=renamed, ckpt_path=tmp_path / "a.ckpt")
 
 

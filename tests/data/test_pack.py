@@ -235,7 +235,7 @@ def loader(module: MacawDataModule, rank: int, world: int, workers: int, epoch: 
     counts = [source.count for source in module.sources["train"].values()]
     mixture = MixtureSampler([len(rows) for rows in samples.values()], counts, 3, False, rank, world)
     mixture.epoch, mixture.position = epoch, start
-    rows = Rows(list(samples.values()), module.preprocess)
+    rows = Rows(samples, module.preprocess)
     collate = Collator(module.preprocess.pad, module.preprocess.specs, "right")
     return Loader(rows, collate, workers, batch_size=2, sampler=mixture)
 
