@@ -240,10 +240,12 @@ def test_killed_at_random_moments(server, whole, workers, world):
         runs += 1
         folder = server.root / f"random{workers}{world}{runs}"
         words = [f"data.num_workers={workers}"]
-        while (
-            server.train(folder, *words, world=world, alarm=draw.uniform(0, span), rank=draw.randrange(world))
-            != [0] * world
-        ):
+        while True:
+            end = {"alarm": draw.uniform(0, span), "rank": draw.randrange(world)}
+            codes = server.train(folder, *words, world=world, **end)
+            if codes == [0] * world:
+                break
+            assert -signal.SIGALRM in codes, log(folder)
             kills += 1
         assert same(outcome(folder), whole(workers, world)), log(folder)
     print(f"{kills} kills in {runs} runs, {workers} workers, {world} processes: all equal")
