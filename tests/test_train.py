@@ -322,7 +322,7 @@ def test_a_setting_that_cannot_work_is_one_line(train, tmp_path, word, expected)
 
 @pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_is_one_line(tiny_run, train, tmp_path):
-    last = tiny_run.folder / "checkpoints" / "last.ckpt"
+    last = (tiny_run.folder / "checkpoints" / "last.ckpt").resolve()  # a link to the newest
     (tmp_path / "no.ckpt").write_text("no checkpoint")
     for words in (
         [f"ckpt_path={tmp_path / 'no.ckpt'}"],
