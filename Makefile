@@ -23,7 +23,7 @@ train: $(STAMP)  ## render the demo world, pretrain its small encoders, train an
 	@$(PY) -m macaw_lit.train experiment=demo
 
 test: $(STAMP)  ## run all tests on all cores, with coverage and without network; ARGS="-k media" runs a part, without coverage
-	@OMP_NUM_THREADS=1 $(PY) -m pytest $(or $(ARGS),-n auto --dist loadfile --cov=macaw_lit)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest $(or $(ARGS),-n auto --dist loadfile --no-loadscope-reorder --cov=macaw_lit)
 
 lint: $(STAMP)  ## check style, formatting, types, and who imports whom
 	@$(PY) -m ruff check .

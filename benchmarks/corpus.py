@@ -109,7 +109,10 @@ def main() -> None:
         loaded = time.monotonic() - start
         assert used == sum(lengths)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    state = len(json.dumps({"epoch": 1, "position": 10**6, "seed": 2**31, "total": 10**6, "sources": 2**32}))
+    order = MixtureSampler(lengths, data.counts)
+    shares = zip(samples, zip(order.lengths, order.sizes, order.passes, strict=True), strict=True)
+    mixture = {"seed": 2**31} | {f"source {source}": share for source, share in shares}
+    state = len(json.dumps({"epoch": 1, "position": 10**6, "mixture": mixture}))
     print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
     seconds = f"| {used:,} | {written:.1f} s | {read:.1f} s | {used / busy:,.0f} | {ordered:.2f} s | {loaded:.1f} s "
     print(seconds + f"| {peak:.2f} GiB | {held:.2f} GiB | {state} bytes |")

@@ -97,14 +97,18 @@ def command(
 def _job(main: Main, cfg: DictConfig, explained: Callable[[Exception], str | None]) -> Any:
     """Run one job of a sweep, unless it is done already; if it fails the others go on, which is answered at the end."""
     folder, words, number = run_folder(), job_overrides(), HydraConfig.get().job.num
-    if before := record.done(folder, words):
+    if finished := record.done(folder, words):
         print(f"job {number} is done: {folder}")
-        return before.get("value")
+        return finished.get("value")
     # Lightning starts its other processes with these, for this job alone and in its folder.
-    sys.argv = [sys.argv[0], *words]
+    resumed = "ckpt_path" in cfg and cfg.ckpt_path is None  # a job that was stopped goes on from its own checkpoint
+    if resumed:
+        cfg.ckpt_path = "auto"
+    sys.argv = [sys.argv[0], *words, *(["ckpt_path=auto"] if resumed else [])]
     settings: Any = HydraConfig.get()
     with read_write(settings), open_dict(settings):
         settings.run.dir = str(folder)
+    before = set(os.environ)
     try:
         return main(cfg)
     except Exception as error:
@@ -115,6 +119,18 @@ def _job(main: Main, cfg: DictConfig, explained: Callable[[Exception], str | Non
         if first_process():
             record.write(folder, "failed", words, error=why)
         raise record.JobError(f"job {number} ({' '.join(words)}) failed: {why}", folder) from error
+    finally:
+        _leave_processes(before)
+
+
+def _leave_processes(before: set[str]) -> None:
+    """Undo what Lightning leaves of a job's processes: the next job would start none and wait for the old ones."""
+    for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in before:
+            os.environ.pop(name, None)
+    distributed: Any = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _stop(line: str, code: int) -> NoReturn:

@@ -1,8 +1,8 @@
 """Trains a model: `python -m macaw_lit.train experiment=demo`."""
 
+import csv
 import errno
 import json
-import os
 import shutil
 import time
 import warnings
@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from macaw_lit import record
-from macaw_lit.cli import command, job_overrides, print_config, run_folder
+from macaw_lit.cli import command, first_process, job_overrides, print_config, run_folder
 from macaw_lit.errors import ConfigError, DataError, MacawError, SampleError, in_one_line
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ def main(cfg: DictConfig) -> float | None:
     from macaw_lit.training.checkpoints import Stopped
 
     folder, begun = run_folder(), time.monotonic()
-    print_config(cfg, folder)
     _check(cfg)
     ckpt_path = _start(cfg, folder / "checkpoints")
+    print_config(cfg, folder)
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
     set_up(cfg)
@@ -73,12 +73,12 @@ def main(cfg: DictConfig) -> float | None:
                 report = _keep(cfg, folder, module.trained, datamodule)
     except Stopped as stop:
         _say(f"{stop}; go on with the same words and ckpt_path=auto paths.run_dir={folder}")
-        return None
+        raise SystemExit(0) from None  # of a sweep too, whose next job must not begin
     if not trainer.is_global_zero:
         return None
     print(folder)
     _settle(trainer)
-    metrics = _metrics(trainer, report) | {"seconds": round(time.monotonic() - begun, 1)}
+    metrics = _metrics(trainer, report, folder) | {"seconds": round(time.monotonic() - begun, 1)}
     value = metrics.get(cfg.optimized_metric)
     if not cfg.trainer.fast_dev_run:
         words = job_overrides()
@@ -86,9 +86,10 @@ def main(cfg: DictConfig) -> float | None:
     return value
 
 
-def _metrics(trainer: "Trainer", report: "Report | None") -> dict[str, float]:
+def _metrics(trainer: "Trainer", report: "Report | None", folder: Path) -> dict[str, float]:
     """The last losses that were logged, how far training came, and in short how the model uses its media."""
-    found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.count("/") == 1}
+    found = _logged(folder / "metrics.csv")  # all there is, if an earlier start had trained to the end
+    found |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.count("/") == 1}
     found["steps"] = trainer.global_step
     if report is not None:
         gating = [result for result in report.types.values() if result.kind.gating]
@@ -96,6 +97,15 @@ def _metrics(trainer: "Trainer", report: "Report | None") -> dict[str, float]:
         found["modality_use/passed"] = sum(result.passed for result in gating)
         found["modality_use/accuracy"] = sum(result.accuracy for result in gating) / max(1, len(gating))
     return found
+
+
+def _logged(path: Path) -> dict[str, float]:
+    """The last value of each loss in `metrics.csv`."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        cells = [cell for row in csv.DictReader(file) for cell in row.items()]
+    return {name: float(value) for name, value in cells if name in ("train/loss", "val/loss") and value}
 
 
 def _keep(cfg: DictConfig, folder: Path, model: "Macaw", datamodule: "MacawDataModule") -> "Report | None":
@@ -151,7 +161,7 @@ def _start(cfg: DictConfig, folder: Path) -> str | None:
 
 def _say(line: str) -> None:
     """Print a line once, not in each process."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if first_process():
         print(line, flush=True)
 
 

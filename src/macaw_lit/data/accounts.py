@@ -10,7 +10,7 @@ from macaw_lit.data.rows import in_words
 from macaw_lit.errors import ConfigError, DataError
 from macaw_lit.types import Batch, Rejection, Sample
 
-DOUBT = 3.0  # standard deviations; a source with half of the permitted share reaches them in 8 runs of 10,000
+DOUBT = 3.0  # standard deviations
 
 
 @dataclass

@@ -53,6 +53,7 @@ def _chosen(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict
     about = known[settings["dataset"]]
     files = about["files"]
     if only is not None:
+        only = [only] if isinstance(only, str) else only
         for name in only:
             if name not in files:
                 raise ConfigError(

@@ -51,7 +51,8 @@ class Remote:
     def expected(self) -> str | None:
         """The published digest, or the one that was observed when the file first came."""
         note = self.beside(".sha256")
-        return self.digest or ("sha256:" + note.read_text().split()[0] if note.is_file() else None)
+        words = note.read_text().split() if note.is_file() else []  # a full disk may have left it empty
+        return self.digest or (f"sha256:{words[0]}" if words else None)
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,10 @@ class MixtureSampler(Sampler[Draw]):
     ) -> None:
         if len(lengths) != len(counts):
             raise ConfigError(f"{len(counts)} counts for {len(lengths)} sources; give one each, null for all rows")
-        if bad := [count for count in counts if count is not None and count < 1]:
-            raise ConfigError(f"count={bad[0]}; expected at least 1, or null for all rows; remove the source instead")
+        if bad := [count for count in counts if count is not None and (not isinstance(count, int) or count < 1)]:
+            raise ConfigError(
+                f"count={bad[0]}; expected a whole number from 1, or null for all rows; remove the source instead"
+            )
         if seed < 0:
             raise ConfigError(f"seed={seed}; expected 0 or more")
         self.lengths = list(lengths)
@@ -119,6 +121,8 @@ def counts_of(shares: Mapping[str, tuple[int | None, int | float | None]], rows:
         raise ConfigError(f"source {bad[0]!r} has weight={weights[bad[0]]}; expected a positive number")
     if rows is None:
         raise ConfigError("weights without rows to deal out; set data.rows_per_epoch, or give counts instead")
+    if not isinstance(rows, int):
+        raise ConfigError(f"rows_per_epoch={rows}; expected a whole number, such as 100000")
     exact = {name: rows * weight / sum(weights.values()) for name, weight in weights.items()}
     counts = {name: math.floor(share) for name, share in exact.items()}
     for name in sorted(exact, key=lambda name: counts[name] - exact[name])[: rows - sum(counts.values())]:

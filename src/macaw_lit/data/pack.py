@@ -14,7 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from macaw_lit.cli import command
-from macaw_lit.errors import ConfigError, DataError
+from macaw_lit.errors import ConfigError, DataError, unwritable
 from macaw_lit.types import Rejection, Sample
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ def main(cfg: DictConfig) -> None:
         return examine_all(media, Path(cfg.journal), cfg.mode, workers, float(cfg.seconds), _bar("media"))
 
     out = Path(cfg.out).resolve()
-    out.mkdir(parents=True, exist_ok=True)
     packed = {}
     try:
+        out.mkdir(parents=True, exist_ok=True)
         with FileLock(out / "pack.lock", timeout=0):
             for split, sources in build_data(cfg).sources.items():
                 for name, source in sources.items():
@@ -51,6 +51,8 @@ def main(cfg: DictConfig) -> None:
                     packed[split, name] = pack(source, folder, cfg.shard_mb * 2**20, examine, f"{split}/{name}")
     except Timeout as error:
         raise ConfigError(f"out={out}: another process packs there; wait for it, or give another folder") from error
+    except OSError as error:
+        raise unwritable(out, error) from error
     Console().print(_table(packed))
     print(_yaml(packed, out, cfg), end="")
 
@@ -92,6 +94,8 @@ def _check(cfg: DictConfig) -> None:
         value = cfg[key]
         if not (isinstance(value, int) and value > 0) and not (key == "workers" and value is None):
             raise ConfigError(f"{key}={value}; expected a whole number of at least 1")
+    if not isinstance(cfg.seconds, int | float) or cfg.seconds <= 0:
+        raise ConfigError(f"seconds={cfg.seconds}; expected a number above 0")
 
 
 def _folder_name(name: str) -> str:
@@ -115,13 +119,13 @@ def _table(packed: dict[tuple[str, str], dict[str, Any]]) -> Table:
 
 
 def _yaml(packed: dict[tuple[str, str], dict[str, Any]], out: Path, cfg: DictConfig) -> str:
-    """The sources of a data config that reads what was packed, with the counts of the present one."""
+    """The sources of a data config that reads what was packed, with the counts and weights of the present one."""
     sources: dict[str, dict[str, Any]] = {}
     for split, name in packed:
         read = {"_target_": "macaw_lit.data.sources.packed.read", "_partial_": True, "path": str(out / split / name)}
-        count = cfg.data[split][name].get("count")
+        shares = {key: cfg.data[split][name].get(key) for key in ("count", "weight")}
         target = "macaw_lit.data.datamodule.Source"
-        sources.setdefault(split, {})[name] = {"_target_": target, "count": count, "read": read}
+        sources.setdefault(split, {})[name] = {"_target_": target, **shares, "read": read}
     return OmegaConf.to_yaml(sources)
 
 

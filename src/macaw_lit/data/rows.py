@@ -1,6 +1,8 @@
 """Samples as a data set that stands in for unusable ones, and the loader of its batches."""
 
 import itertools
+import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -82,7 +84,7 @@ class Loader(DataLoader[Example]):
             rows,
             collate_fn=partial(_collate, collate),
             num_workers=num_workers,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_on_its_own,
             persistent_workers=num_workers > 0,
             generator=torch.Generator(),  # or each pass would draw its workers' seed from training's generator
             **settings,
@@ -114,5 +116,8 @@ def in_words(causes: Counter[str]) -> str:
     return ", ".join(f"{cause} {count}" for cause, count in causes.most_common())
 
 
-def _one_thread(worker: int) -> None:
+def _on_its_own(worker: int) -> None:
     torch.set_num_threads(1)  # workers share the cores; more threads each only get in one another's way
+    # What is sent to all processes of a run must not reach those that the trainer needs to come to a stop.
+    os.setpgrp()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -125,6 +125,8 @@ class _Writer:
         for ref, place in zip(refs, slices, strict=False):
             assert isinstance(place, Slice)
             self.stored.setdefault(place.sha256, place)
+            if isinstance(ref.path, Slice) and ref.path.sha256 != place.sha256:
+                return False
             if not isinstance(ref.path, str | Path):
                 continue
             status = Path(ref.path).stat()
@@ -206,6 +208,7 @@ def _plain(sample: Sample) -> dict[str, Any]:
             "role": turn.role,
             "text": turn.text,
             "media": [{"kind": ref.kind, "name": name_of(ref.path)} for ref in turn.media],
+            "spoken": turn.spoken,
         }
         for turn in sample.turns
     ]

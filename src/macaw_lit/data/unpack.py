@@ -44,7 +44,7 @@ def unpack(archive: Path, folder: Path, inside: str, progress: Progress) -> int:
         if not is_unpacked(archive, folder):
             _contents(archive).write_text(listed, encoding="utf-8", newline="")
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        remedy = "delete it and run again"
+        remedy = f"delete it, and {archive.name}.sha256 if that is there, and run again"
         raise DataError(f"{archive}: damaged or no zip ({in_one_line(error)}); {remedy}") from error
     except OSError as error:
         raise unwritable(folder, error) from error

@@ -30,9 +30,9 @@ class Plan:
         memory: bytes by cause at `moment`, the greatest of a step.
         batch_size, fits: rows of a batch as configured, and the most that fit.
         host: bytes of main memory, of all processes together.
-        flops: of an optimizer step over all processes.
+        flops: of an optimizer step over all processes, with those of activations that are computed again.
         steps, hours: of the whole run; `assumption` says at which speed.
-        checkpoint, checkpoints, folder: bytes of one checkpoint, how many are kept, and bytes of the model folder.
+        checkpoint, checkpoints, folder: bytes of one checkpoint, how many there are at most, bytes of the model folder.
     """
 
     strategy: str
@@ -78,6 +78,10 @@ def make_plan(cfg: Mapping[str, Any]) -> Plan:
     model = _blueprint(cfg["model"], cfg["unnamed_llm"])
     base = sum(parameter.numel() for parameter in model.parameters())
     frozen = _adapted(model, cfg["model"]["adapt"])
+    if cfg["checkpointing"]:
+        from macaw_lit.training.blocks import recompute  # seconds of imports
+
+        recompute(model, cfg["checkpointing"])
     model.train()
     for part in frozen:
         part.eval()
@@ -112,7 +116,7 @@ def make_plan(cfg: Mapping[str, Any]) -> Plan:
         hours=None if steps is None else steps * flops / (peak * cfg["mfu"]) / 3600,
         assumption=f"{cfg['mfu']:.0%} of {cfg['peak_tflops']} TFLOP/s ({cfg['gpu']}), every row as full as this one",
         checkpoint=counts.all * size + (masters if layout.zero else optimizer),
-        checkpoints=max(0, int(kept.get("save_top_k") or 0)) + bool(kept.get("save_last")),
+        checkpoints=int(kept.get("keep") or 0) + bool(kept),  # the oldest goes once the newest is written
         folder=base * size,
     )
 

@@ -33,7 +33,7 @@ class Ledger(Callback):
 
     Training stops in all processes at once where a source loses more than `max_skip_rate` of the rows that the epoch
     has seen of it: within an epoch as soon as that is certain, as `data.accounts.is_certain` has it, looked at every
-    `CHECK_EVERY` batches; and exactly when an epoch is over, once its checkpoint is saved. With the last epoch there is
+    `CHECK_EVERY` batches; and exactly when an epoch is over, before the next begins. With the last epoch there is
     nothing left to stop: `settle` raises when the model has been saved.
 
     Args:
@@ -51,6 +51,7 @@ class Ledger(Callback):
         self._before: dict[str, Any] = {}
         self._epoch: int | None = None  # of the last batch; None before the first
         self._over: str | None = None
+        self._ended: int | None = None  # the epoch that was over last
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._over:
@@ -63,7 +64,7 @@ class Ledger(Callback):
         self._epoch = batch.epoch
         if self.max_skip_rate == 0 or (batch_idx + 1) % CHECK_EVERY == 0:
             accounts = self.accounts()
-            if line := self._too_many(accounts, exactly=False):
+            if line := self._too_many(accounts, batch.epoch, exactly=False):
                 _write(trainer, accounts)
                 raise DataError(line)
 
@@ -78,7 +79,8 @@ class Ledger(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(rows, trainer.global_step)
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:  # not where max_steps broke the epoch off
-            self._over = self._too_many(accounts, exactly=True)
+            self._ended = self._epoch
+            self._over = self._too_many(accounts, self._epoch, exactly=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _write(trainer, self.accounts())
@@ -95,22 +97,25 @@ class Ledger(Callback):
             whole.add(state)
         return whole
 
-    def _too_many(self, accounts: Accounts, exactly: bool) -> str | None:
-        assert self._epoch is not None
-        for name, account in accounts[self._epoch].items():
+    def _too_many(self, accounts: Accounts, epoch: int, exactly: bool) -> str | None:
+        for name, account in accounts[epoch].items():
             lost = account.skipped.total()
             over = lost > self.max_skip_rate * account.seen
             if over and (exactly or is_certain(lost, account.seen, self.max_skip_rate)):
-                where = f"train source {name!r}, epoch {self._epoch}"
+                where = f"train source {name!r}, epoch {epoch}"
                 return too_many(where, "skipped", account.skipped, account.seen, account.first, self.max_skip_rate)
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """`accounts`, as plain values."""
-        return {"epochs": self.accounts().as_json()}
+        """`accounts`, as plain values, and the epoch that was over last."""
+        return {"epochs": self.accounts().as_json(), "ended": self._ended}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._before = state_dict["epochs"]
+        self._before, self._ended = state_dict["epochs"], state_dict["ended"]
+        if self._ended is not None:
+            before = Accounts()
+            before.add(self._before)
+            self._over = self._too_many(before, self._ended, exactly=True)
 
 
 def _write(trainer: Trainer, accounts: Accounts) -> None:

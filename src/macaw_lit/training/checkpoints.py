@@ -16,6 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from macaw_lit.errors import ConfigError, in_one_line
 from macaw_lit.training.checkpoint_files import PART, prune, remove, settle
@@ -61,6 +62,8 @@ class Checkpoints(Checkpoint):
 
     On SIGTERM or SIGUSR1 to any rank, all save and raise `Stopped` when the next step begins; a validation is finished
     first. The same signal once more ends the process at once.
+
+    Under ZeRO, where one process alone cannot write its part, the others end by the time limit of their exchange only.
 
     Args:
         folder: for `step<number>.ckpt`: a file, or a folder if the strategy shards, and for `last.ckpt`, a link.
@@ -114,7 +117,7 @@ class Checkpoints(Checkpoint):
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGUSR1):
                 signal.signal(number, self._note)  # Lightning puts back what was there before when it has finished
-        if self._loaded is not None and Path(str(trainer.ckpt_path)).parent == self.folder:
+        if self._loaded is not None and Path(str(trainer.ckpt_path)).resolve().parent == self.folder.resolve():
             for logger in _metrics_files(trainer):
                 logger.go_on(self._loaded["metrics_rows"])
 
@@ -182,10 +185,11 @@ def _told_to_all(path: Path, size: int) -> Iterator[None]:
     failure = None
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, CheckpointException) as error:  # the last is no Exception
         if isinstance(error, RuntimeError) and not any(name in str(error) for name in TORCH_WRITER):
             raise
-        failure = in_one_line(error)
+        cause: Any = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        failure = in_one_line(cause)
         free = shutil.disk_usage(path.parent if path.parent.is_dir() else Path.cwd()).free
         remove(path)
         failure = (

@@ -42,6 +42,14 @@ def test_the_folder_or_its_index_is_read_and_described(folder: Path) -> None:
     assert (found.format, found.usable, found.media) == ("packed", 3, {"image": 3})
 
 
+def test_a_spoken_question_stays_one(tmp_path: Path, tone: Callable[[float], Path]) -> None:
+    turns = (Turn("user", "", (MediaRef("audio", tone(0.5)),), spoken=True), Turn("assistant", "It is."))
+    write_shards([Sample(turns, "made/0", "made")], tmp_path / "packed", 2**20, {})
+    (row,) = read(tmp_path / "packed")
+    assert isinstance(row, Sample)
+    assert [(turn.text, turn.spoken) for turn in row.turns] == [("", True), ("It is.", False)]
+
+
 def test_a_shard_that_is_cut_or_gone_stops_the_reading(folder: Path) -> None:
     tar = folder / "000000.tar"
     data = tar.read_bytes()

@@ -97,9 +97,14 @@ def sample_of(row: Any, tars: Mapping[str, Path]) -> Sample:
 
 def _turn(turn: Any, tars: Mapping[str, Path]) -> Turn:
     match turn:
-        case {"role": "system" | "user" | "assistant" as role, "text": str(text), "media": list(media)}:
-            return Turn(role, text, tuple(_ref(medium, tars) for medium in media))
-    raise RowError("missing_key", f"expected turns of role ({', '.join(ROLES)}), text and media")
+        case {
+            "role": "system" | "user" | "assistant" as role,
+            "text": str(text),
+            "media": list(media),
+            "spoken": bool(spoken),
+        }:
+            return Turn(role, text, tuple(_ref(medium, tars) for medium in media), spoken)
+    raise RowError("missing_key", f"expected turns of role ({', '.join(ROLES)}), text, media and spoken")
 
 
 def _ref(medium: Any, tars: Mapping[str, Path]) -> MediaRef:
@@ -112,6 +117,8 @@ def _ref(medium: Any, tars: Mapping[str, Path]) -> MediaRef:
             "size": int(size),
             "sha256": str(checksum),
         } if offset >= 0 and size >= 0:
+            if Path(name).name != name:
+                raise RowError("media_outside", f"{name[:80]!r} is no file name")
             if shard not in tars:
                 raise RowError("media_outside", f"{shard[:80]!r} is no shard of the folder")
             return MediaRef(kind, Slice(tars[shard], offset, size, name, checksum))
