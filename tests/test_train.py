@@ -173,6 +173,16 @@ def test_a_sweep_makes_a_folder_for_each_seed(train, tmp_path):
     aligner = "modalities.image.aligner.compress.conv.weight"
     assert aligner in states[0]
     assert not torch.equal(states[0][aligner], states[1][aligner]), "another seed starts elsewhere"
+    metrics = tmp_path / "m" / "1" / "metrics.json"
+    before = json.loads(metrics.read_text())["metrics"]
+    metrics.unlink()  # as if it had been killed just before its end
+    code, out, _ = train(*words)
+    assert code == 0
+    assert f"job 0 is done: {tmp_path}/m/0" in out
+    assert f"going on from {tmp_path}/m/1/checkpoints/step" in out
+    after = json.loads(metrics.read_text())["metrics"]
+    assert {name for name in before if "loss" in name} <= set(after), "those that metrics.csv has"
+    assert after["steps"] == before["steps"] == 1
 
 
 @pytest.mark.slow

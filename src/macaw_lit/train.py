@@ -52,9 +52,9 @@ def main(cfg: DictConfig) -> float | None:
     from macaw_lit.training.checkpoints import Stopped
 
     folder, begun = run_folder(), time.monotonic()
-    _check(cfg)
-    ckpt_path = _start(cfg, folder / "checkpoints")
+    _check(cfg, folder / "checkpoints")
     print_config(cfg, folder)
+    ckpt_path = _start(cfg, folder / "checkpoints")
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
     set_up(cfg)
@@ -126,10 +126,16 @@ def _keep(cfg: DictConfig, folder: Path, model: "Macaw", datamodule: "MacawDataM
     return None
 
 
-def _check(cfg: DictConfig) -> None:
-    """Refuse what would otherwise fail only when the model is built, or after training."""
+def _check(cfg: DictConfig, folder: Path) -> None:
+    """Refuse what would otherwise fail only when the model is built, or after training, or overwrite another run."""
     from macaw_lit.evaluation import read_types
+    from macaw_lit.training.checkpoint_files import checkpoints
 
+    if cfg.ckpt_path is None and (found := checkpoints(folder)):
+        remedy = "go on with ckpt_path=auto, or choose another paths.run_dir"
+        raise ConfigError(
+            f"{folder.parent} holds a run, whose checkpoint {found[0].name} would be overwritten: {remedy}"
+        )
     if cfg.ckpt_path not in (None, "auto") and not Path(cfg.ckpt_path).exists():
         wanted = "expected a checkpoint such as logs/train/runs/<time>/checkpoints/last.ckpt, or auto"
         raise ConfigError(f"ckpt_path={cfg.ckpt_path}: no such file; {wanted}")
@@ -142,14 +148,9 @@ def _check(cfg: DictConfig) -> None:
 
 
 def _start(cfg: DictConfig, folder: Path) -> str | None:
-    """The checkpoint to go on from, if any; a run that would overwrite another one is refused."""
-    from macaw_lit.training.checkpoint_files import checkpoints, newest
+    """The checkpoint to go on from, if any."""
+    from macaw_lit.training.checkpoint_files import newest
 
-    if cfg.ckpt_path is None and (found := checkpoints(folder)):
-        remedy = "go on with ckpt_path=auto, or choose another paths.run_dir"
-        raise ConfigError(
-            f"{folder.parent} holds a run, whose checkpoint {found[0].name} would be overwritten: {remedy}"
-        )
     if cfg.ckpt_path != "auto":
         return cfg.ckpt_path and str(Path(cfg.ckpt_path).resolve())
     path, damaged = newest(folder)
