@@ -81,6 +81,8 @@ def test_a_module_knows_sizes_and_weights_and_no_configs(cfg):
     assert module.pretrained["llm"] is None
     assert module.warmup_ratio == 0.5
     assert plain(module.build_optimizer.keywords)
+    assert module.build_optimizer.keywords["part_lr"] == {"hearing": 6e-4}
+    module.build_optimizer.keywords["part_lr"] = None  # for a model without parts
     optimizer = module.build_optimizer(torch.nn.Sequential(torch.nn.Linear(4, 4)))
     assert isinstance(optimizer, torch.optim.Optimizer)
 
