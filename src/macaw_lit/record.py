@@ -8,6 +8,7 @@ from typing import Any
 
 from macaw_lit import __version__
 from macaw_lit.errors import ConfigError, MacawError
+from macaw_lit.files import write_whole
 
 FILE = "metrics.json"
 
@@ -34,9 +35,7 @@ def write(folder: Path, status: str, overrides: Sequence[str], **content: Any) -
         overrides: the command line of the run, or of the job in a sweep.
     """
     record = {"status": status, "overrides": list(overrides), **content, "version": version()}
-    part = folder / f"{FILE}.part"
-    part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    part.replace(folder / FILE)
+    write_whole(folder / FILE, json.dumps(record, indent=2) + "\n")
 
 
 def read(folder: Path) -> dict[str, Any] | None:

@@ -162,7 +162,7 @@ def test_a_kill_at_any_write_loses_nothing_and_the_rerun_gives_the_same_bytes(
             if after:
                 write(path, data)
             else:
-                path.with_name(f"{path.name}.partial").write_bytes(data[: len(data) // 2])
+                path.with_name(f"{path.name}.part").write_bytes(data[: len(data) // 2])
             raise Killed
 
         monkeypatch.setattr(shards, "_write", fragile)

@@ -52,6 +52,30 @@ def strategy(name: str) -> Any:
     return kinds[name](process_group_backend="gloo") if name in kinds else "auto"
 
 
+def trainer_for(kind: str, out: Path, **settings: Any) -> Trainer:
+    """A trainer of this process and its like on CPUs, which writes nothing of its own accord."""
+    return Trainer(
+        accelerator="cpu",
+        devices=int(os.environ.get("WORLD_SIZE", "1")),
+        strategy=strategy(kind),
+        default_root_dir=out,
+        gradient_clip_val=0.5,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        **settings,
+    )
+
+
+def dealing_out(model: Macaw, train: Source, val: Source | None, batch_size: int) -> MacawDataModule:
+    """The data module of one source for `model`."""
+    sources = (None if source is None else {"made": source} for source in (train, val))
+    data = MacawDataModule(*sources, partial(Preprocessor, max_length=256), batch_size=batch_size)
+    data.attach(model.llm.tokenizer, model.specs())
+    return data
+
+
 def sgd(model: torch.nn.Module) -> torch.optim.Optimizer:
     """Steps in proportion to the gradient: AdamW would hide a wrong scale, and follow signs that rounding can flip."""
     return torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.05, momentum=0.5)
@@ -110,19 +134,7 @@ def fit(
     torch.manual_seed(0)
     module = MacawModule(sizes, sgd, **(parts or {}))
     saves = ModelCheckpoint(out, "{step}", every_n_train_steps=4, save_top_k=-1)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=int(os.environ.get("WORLD_SIZE", "1")),
-        strategy=strategy(kind),
-        callbacks=[Ledger(), saves],
-        default_root_dir=out,
-        gradient_clip_val=0.5,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **settings,
-    )
+    trainer = trainer_for(kind, out, callbacks=[Ledger(), saves], **settings)
     trainer.fit(module, data, ckpt_path=resume)
     if trainer.is_global_zero:
         merge(module.trained)
@@ -133,13 +145,7 @@ def main(kind: str, tokenizer_folder: Path, out: Path) -> None:
     sizes = tiny_sizes(tokenizer_folder)
     blueprint = Macaw.from_config(sizes)
     world = int(os.environ.get("WORLD_SIZE", "1"))
-
-    def dealt(batch_size: int) -> MacawDataModule:
-        preprocessor = partial(Preprocessor, max_length=256)
-        data = MacawDataModule({"made": Source(read)}, None, preprocessor, batch_size=batch_size)
-        data.attach(blueprint.llm.tokenizer, blueprint.specs())
-        return data
-
+    dealt = partial(dealing_out, blueprint, Source(read), None)
     for steps in (1, 3):
         settings = {"max_epochs": 2, "accumulate_grad_batches": steps}
         fit(out / f"dealt{steps}", kind, sizes, dealt(12 // steps // world), **settings)

@@ -18,12 +18,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from lightning import Callback, LightningDataModule, Trainer
-from rank import end_with_parent, read, strategy
+from rank import dealing_out, end_with_parent, read, trainer_for
 from torch.utils.data import DataLoader
 
 from conftest import Row, tiny_batch, tiny_sizes
-from macaw_lit.data.datamodule import MacawDataModule, Source
-from macaw_lit.data.preprocess import Preprocessor
+from macaw_lit.data.datamodule import Source
 from macaw_lit.model import Macaw
 from macaw_lit.training.callbacks import Ledger
 from macaw_lit.training.module import MacawModule
@@ -129,20 +128,9 @@ def sgd(model: torch.nn.Module) -> torch.optim.Optimizer:
 def fit(out: Path, kind: str, module: MacawModule, data: Any, **settings: Any) -> None:
     out.mkdir(parents=True, exist_ok=True)
     losses = Losses()
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=int(os.environ.get("WORLD_SIZE", "1")),
-        strategy=strategy(kind),
-        callbacks=[Ledger(), losses],
-        default_root_dir=out,
-        gradient_clip_val=0.5,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        **settings,
+    callbacks = [Ledger(), losses]
+    trainer = trainer_for(
+        kind, out, callbacks=callbacks, enable_checkpointing=False, num_sanity_val_steps=0, **settings
     )
     trainer.fit(module, data)
     if trainer.is_global_zero:
@@ -168,9 +156,7 @@ def main(kind: str, steps: int, tokenizer_folder: Path, out: Path, world: int) -
     for name, count in (("dealt", 24), ("left_over", 25)):  # 24: batches of 5, 5, 2 or 5, 1; of 25 one is left out
         torch.manual_seed(0)
         source = Source(partial(rows_of, count))
-        preprocessor = partial(Preprocessor, max_length=256)
-        dealt = MacawDataModule({"made": source}, {"made": source}, preprocessor, batch_size=each)
-        dealt.attach(blueprint.llm.tokenizer, blueprint.specs())
+        dealt = dealing_out(blueprint, source, source, each)
         fit(out / name, kind, MacawModule(sizes, sgd), dealt, max_steps=steps, accumulate_grad_batches=2)
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +13,7 @@ from macaw_lit.data.media import name_of, open_place
 from macaw_lit.data.sources.packed import FORMAT, INDEX, read_index, rows_of_shard, sample_of
 from macaw_lit.data.sources.rows import RowError
 from macaw_lit.errors import DataError, MediaError
+from macaw_lit.files import PART, write_whole
 from macaw_lit.types import Place, Sample, Slice
 
 Track = Callable[[Iterable[Sample], int], Iterable[Sample]]
@@ -89,7 +89,7 @@ class _Writer:
     def resume(self, samples: Sequence[Sample]) -> int:
         """How many of the samples are packed already."""
         if not (self.folder / INDEX).is_file():
-            if self.folder.is_dir() and {path.name for path in self.folder.iterdir()} - {f"{INDEX}.partial"}:
+            if self.folder.is_dir() and {path.name for path in self.folder.iterdir()} - {f"{INDEX}{PART}"}:
                 raise DataError(f"{self.folder}: holds other files, expected packed data; give another folder")
             self.folder.mkdir(parents=True, exist_ok=True)
             self.save({})
@@ -172,8 +172,8 @@ class _Writer:
         tar += bytes(2 * tarfile.BLOCKSIZE)
         lines = "".join(f"{line}\n" for line in self.shard.lines).encode("ascii")
         name = self._name()
-        _write(self.folder / name, tar)
-        _write(self.folder / f"{name}.jsonl", lines)
+        write_whole(self.folder / name, tar)
+        write_whole(self.folder / f"{name}.jsonl", lines)
         self.index["shards"].append(
             {
                 "name": name,
@@ -188,7 +188,7 @@ class _Writer:
 
     def save(self, more: dict[str, Any]) -> None:
         self.index |= more
-        _write(self.folder / INDEX, (json.dumps(self.index, indent=1) + "\n").encode("ascii"))
+        write_whole(self.folder / INDEX, (json.dumps(self.index, indent=1) + "\n").encode("ascii"))
 
 
 def _line(sample: Sample, known: dict[str, str], stored: dict[str, Slice]) -> str:
@@ -223,13 +223,3 @@ def _plain(sample: Sample) -> dict[str, Any]:
 def _suffix(name: str) -> str:
     found = re.search(r"\.[a-z0-9]{1,8}\Z", name.lower())
     return found[0] if found else ".bin"
-
-
-def _write(path: Path, data: bytes | bytearray) -> None:
-    """Writes a file whole or not at all, also where the machine fails."""
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

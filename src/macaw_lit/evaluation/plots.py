@@ -3,6 +3,7 @@
 import csv
 import math
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -48,7 +49,7 @@ def plot_accuracy(report: Report, path: Path) -> None:
         label.set_color(INK if result.kind.gating else FAINT)
     axes.set_ylim(top - 0.7, -1.0)
     axes.axvline(BAR, color=FAINT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-    _style(axes, "x")
+    style(axes, "x")
     axes.set_xlim(0, 1.02)
     axes.set_xticks(np.linspace(0, 1, 6))
     axes.set_xlabel("accuracy on held-out items (exact match, 95 % interval)", color=INK)
@@ -99,16 +100,17 @@ def _legend(axes: Axes) -> None:
     )
 
 
-def _style(axes: Axes, grid: str) -> None:
+def style(axes: Axes, grid: Literal["x", "y"]) -> None:
+    """No frame but two pale sides, and a grid across one axis behind what is drawn."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(colors=INK, length=0, labelsize=9)
-    axes.grid(axis="x" if grid == "x" else "y", color="#e6e8eb", linewidth=0.8, zorder=0)
+    axes.grid(axis=grid, color="#e6e8eb", linewidth=0.8, zorder=0)
     axes.set_axisbelow(True)
 
 
 def plot_loss(metrics: Path, path: Path, column: str = "train/loss") -> None:
-    """Writes a PNG of a loss over steps, as logged and smoothed, from the `metrics.csv` of Lightning's CSVLogger.
+    """Writes a PNG of a loss over steps, as logged and smoothed, from a run's `metrics.csv`.
 
     Raises:
         DataError: the file cannot be read, lacks the column, or holds no finite value in it.
@@ -123,7 +125,7 @@ def plot_loss(metrics: Path, path: Path, column: str = "train/loss") -> None:
     axes.plot(steps, smooth, color=TRUE_COLOUR, linewidth=2, label=f"mean of {window}" if window > 1 else "smoothed")
     if len(losses) == 1:
         axes.scatter(steps, losses, color=TRUE_COLOUR)
-    _style(axes, "y")
+    style(axes, "y")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("optimizer step", color=INK)
     note = f", {lost} not finite left out" if lost else ""
@@ -133,7 +135,7 @@ def plot_loss(metrics: Path, path: Path, column: str = "train/loss") -> None:
 
 
 def _read_losses(metrics: Path, column: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Steps, finite losses, and how many were not finite. Lightning leaves blank what a row does not log."""
+    """Steps, finite losses, and how many were not finite. What a row does not log is blank."""
     try:
         with metrics.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
@@ -145,9 +147,7 @@ def _read_losses(metrics: Path, column: str) -> tuple[np.ndarray, np.ndarray, in
             )
             values = [(int(step), float(loss)) for step, loss in rows]
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{metrics}: cannot be read ({error}); expected the metrics.csv of Lightning's CSVLogger"
-        ) from error
+        raise DataError(f"{metrics}: cannot be read ({error}); expected the metrics.csv of a run") from error
     finite = [(step, loss) for step, loss in values if math.isfinite(loss)]
     if not finite:
         raise DataError(

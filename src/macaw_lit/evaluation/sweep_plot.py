@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from macaw_lit.evaluation.plots import FAINT, INK, TRUE_COLOUR, new_figure
+from macaw_lit.evaluation.plots import INK, TRUE_COLOUR, new_figure, style
 
 
 def plot_sweep(rows: Sequence[Mapping[str, Any]], varied: Sequence[str], metric: str, path: Path) -> None:
@@ -29,11 +29,8 @@ def plot_sweep(rows: Sequence[Mapping[str, Any]], varied: Sequence[str], metric:
             axes.set_xticks(range(len(names)), names, rotation=20 if max(map(len, names)) > 8 else 0)
             axes.set_xlim(-0.6, len(names) - 0.4)
         axes.scatter(places, [row[metric] for row in rows], s=34, color=TRUE_COLOUR, alpha=0.75, zorder=3)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#e6e8eb", linewidth=0.8, zorder=0)
-        axes.tick_params(colors=INK, length=0, labelsize=9)
+        style(axes, "y")
         axes.set_xlabel(key, color=INK)
-        axes.spines[["left", "bottom"]].set_color(FAINT)
     figure.supylabel(metric, color=INK, fontsize=10)
     figure.savefig(path)
 

@@ -1,13 +1,12 @@
 """Items as files that `data.sources` reads: Macaw-LLM's JSON, LLaVA's JSON and chat messages."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from macaw_lit.errors import ConfigError, unwritable
+from macaw_lit.files import write_whole
 from macaw_lit.generation.assemble import Item
 
 
@@ -75,15 +74,8 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         DataError: the disk is full, or the folder cannot be written.
     """
-    partial = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_whole(path, text)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise unwritable(path, error) from error

@@ -3,11 +3,14 @@
 import csv
 import os
 from collections.abc import Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from macaw_lit.files import write_whole
 
 Row = dict[str, Any]
 
@@ -79,13 +82,9 @@ class MetricsFile(Logger):
             return [row for row, _ in zip(csv.DictReader(file), range(rows), strict=False)]
 
     def _replace(self, rows: list[Row]) -> None:
-        """Write the whole file aside, and rename it, so that there is no moment without it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name("metrics.csv.part")
-        with part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._columns)
-            writer.writeheader()
-            writer.writerows(rows)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self.path)
+        table = StringIO()
+        writer = csv.DictWriter(table, self._columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(self.path, table.getvalue())

@@ -99,7 +99,7 @@ class MacawModule(LightningModule):
         step_tokens = self._one_batch(output) if batch.step_tokens is None else batch.step_tokens
         own = torch.stack([output.nll.detach(), output.tokens, output.tokens.new_tensor(step_tokens)])
         nll, tokens, all_tokens = torch.as_tensor(self.all_gather(own)).reshape(-1, 3).sum(0)
-        if not nll.isfinite() and loss_scale(self.trainer) is None:  # else the step is skipped, and counted
+        if loss_scale(self.trainer) is None and not nll.isfinite():  # with a scale the step is skipped, and counted
             raise TrainingError(
                 f"step {self.trainer.global_step}: {explain_loss(self.model, batch, output.nll)}; "
                 "look at these rows, or go on from a checkpoint before with a lower optim.lr or in fp32"
