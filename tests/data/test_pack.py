@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import os
 import subprocess
 import tarfile
 from collections import Counter
@@ -151,7 +152,7 @@ def test_a_kill_at_any_write_loses_nothing_and_the_rerun_gives_the_same_bytes(
     world: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
 ) -> None:
     """`after`: the file got its name; else only a part of its content was written beside it."""
-    write, wanted = shards._write, files(folder)
+    write, wanted = shards.write_whole, files(folder)
     for stop in itertools.count():
         left = itertools.count()
         out = tmp_path / str(stop)
@@ -165,14 +166,14 @@ def test_a_kill_at_any_write_loses_nothing_and_the_rerun_gives_the_same_bytes(
                 path.with_name(f"{path.name}.part").write_bytes(data[: len(data) // 2])
             raise Killed
 
-        monkeypatch.setattr(shards, "_write", fragile)
+        monkeypatch.setattr(shards, "write_whole", fragile)
         try:
             packing(world, out)
         except Killed:
             if out.joinpath("index.json").exists() and not after:
                 with pytest.raises(DataError, match="run the same pack command again"):
                     list(packed.read(out))
-            monkeypatch.setattr(shards, "_write", write)
+            monkeypatch.setattr(shards, "write_whole", write)
             packing(world, out)
             assert files(out) == wanted, stop
         else:
@@ -211,7 +212,7 @@ def test_a_full_disk_is_one_error(world: Path, tmp_path: Path, monkeypatch: pyte
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shards.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DataError, match=r"No space left.*it goes on"):
         packing(world, tmp_path / "out")
 
