@@ -107,4 +107,6 @@ def test_compiled_blocks_give_the_same_gradients_with_and_without_being_computed
             assert_close(found[1], gradients, 2e-5)
             assert found[2] < (0.8 if repeat else 1.0) * kept
         if not repeat:
-            assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1, "any shape is the same graph"
+            assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3, (
+                "padded, without padding, packed: of any shape"
+            )
