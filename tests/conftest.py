@@ -201,9 +201,11 @@ def tiny_row(model: Macaw, row: Row, predict: bool = False) -> Example:
     return Example(torch.tensor(ids), None if predict else torch.tensor(labels), media, masks, f"tiny/{seed}")
 
 
-def tiny_batch(model: Macaw, rows: Sequence[Row], side: Literal["left", "right"] = "right") -> Batch:
-    """Rows to train on, padded on the right; or, with `side` left, prompts to continue."""
-    collate = Collator(model.llm.tokenizer.pad_token_id, model.specs(), side)
+def tiny_batch(
+    model: Macaw, rows: Sequence[Row], side: Literal["left", "right"] = "right", row_length: int | None = None
+) -> Batch:
+    """Rows to train on, padded on the right or packed; or, with `side` left, prompts to continue."""
+    collate = Collator(model.llm.tokenizer.pad_token_id, model.specs(), side, row_length)
     return collate([tiny_row(model, row, predict=side == "left") for row in rows])
 
 

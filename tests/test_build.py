@@ -15,9 +15,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from macaw_lit.build import attach, build_data, build_module, build_trainer, heldout_samples, set_up
 from macaw_lit.cli import conf_dir
-from macaw_lit.data.datamodule import Source
+from macaw_lit.data.datamodule import MacawDataModule, Source
+from macaw_lit.errors import ConfigError
 from macaw_lit.training.callbacks import Ledger
 from macaw_lit.training.metrics import MetricsFile
+from macaw_lit.training.module import MacawModule
 
 SUBJECTS = ("model", "optim", "data", "trainer", "callbacks", "logger")
 
@@ -89,12 +91,18 @@ def test_a_module_knows_sizes_and_weights_and_no_configs(cfg):
 
 def test_sources_are_sources_and_settings_arrive(cfg):
     data = build_data(
-        cfg("seed=7", "data.batch_size=3", "data.train.image.count=11", "data.preprocessor.max_length=99")
+        cfg(
+            "seed=7",
+            "data.batch_size=3",
+            "data.train.image.count=11",
+            "data.preprocessor.max_length=99",
+            "data.pack_rows=true",
+        )
     )
     sources = data.sources
     assert all(isinstance(source, Source) for split in sources.values() for source in split.values())
     assert sources["train"]["image"].count == 11
-    assert (data.seed, data.batch_size) == (7, 3)
+    assert (data.seed, data.batch_size, data.pack_rows) == (7, 3, True)
     assert data.make_preprocessor.keywords["max_length"] == 99
     assert data.make_preprocessor.keywords["seed"] == 7
     assert plain(data.make_preprocessor.keywords)
@@ -110,6 +118,17 @@ def test_a_trainer_has_its_callbacks_and_loggers(cfg, tmp_path):
     with open_dict(without):
         del without["logger"], without["callbacks"]  # as with ~logger on the command line
     assert build_trainer(without).loggers == []
+
+
+def test_rows_are_packed_only_for_a_language_model_that_keeps_samples_apart(sizes):
+    data = MacawDataModule({"none": Source(lambda: iter(()))}, pack_rows=True)
+    attach(data, MacawModule(sizes, torch.optim.SGD))
+    bloom = {"model_type": "bloom", "hidden_size": 32, "n_layer": 1, "n_head": 2}
+    module = MacawModule({**sizes, "llm": {**sizes["llm"], "config": bloom}}, torch.optim.SGD)
+    with pytest.raises(ConfigError, match=r"of type bloom is not known .*: set data\.pack_rows=false, or take one of"):
+        attach(data, module)
+    data.pack_rows = False
+    attach(data, module)
 
 
 @pytest.mark.slow

@@ -88,6 +88,25 @@ def test_a_row_does_not_depend_on_the_others(model, make_batch):
     assert together.nll.item() == pytest.approx(sum(output.nll.item() for output in apart), rel=1e-5)
 
 
+def test_packed_rows_are_the_rows_one_by_one(model, make_batch):
+    packed = make_batch(model, MIXED, row_length=40)
+    assert packed.input_ids.shape[0] < len(MIXED)
+    loss = model(packed).nll
+    gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    alone = sum(model(make_batch(model, [row])).nll for row in MIXED)
+    assert loss.item() == pytest.approx(alone.item(), rel=1e-6)  # float32 sums in another order
+    wanted = torch.autograd.grad(alone, list(model.parameters()), allow_unused=True)
+    for (name, _), mine, theirs in zip(model.named_parameters(), gradients, wanted, strict=True):
+        assert (mine is None) == (theirs is None), name
+        if mine is not None:  # the same; norms are up to 60, and small ones are differences of large ones
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_packed_rows_are_not_continued(model, make_batch):
+    with pytest.raises(ConfigError, match="packed rows hold several samples and cannot be continued"):
+        model.generate(make_batch(model, TEXT, row_length=60))
+
+
 def test_answers_to_a_batch_are_the_answers_one_by_one(model, make_batch):
     model.eval()
     settings = {"max_new_tokens": 5, "do_sample": False}

@@ -53,9 +53,15 @@ def build_data(cfg: DictConfig) -> MacawDataModule:
 
 
 def attach(datamodule: MacawDataModule, module: MacawModule) -> None:
-    """Fit the data to the module's tokenizer and preprocessing."""
+    """Fit the data to the module's tokenizer and preprocessing.
+
+    Raises:
+        ConfigError: rows are to be packed, which the language model cannot keep apart.
+    """
     with torch.device("meta"):  # sizes and preprocessing are known without allocating a weight
         blueprint = Macaw.from_config(module.config)
+    if datamodule.pack_rows:
+        blueprint.llm.check_packing()
     datamodule.attach(blueprint.llm.tokenizer, blueprint.specs())
 
 

@@ -111,7 +111,7 @@ class Macaw(ModelFolder):
         return embeds
 
     def forward(self, batch: Batch) -> Output:
-        output: Output = self.llm(self.embed(batch), batch.attention_mask, batch.labels)
+        output: Output = self.llm(self.embed(batch), batch.attention_mask, batch.labels, batch.position_ids)
         return output
 
     @torch.no_grad()
@@ -132,6 +132,8 @@ class Macaw(ModelFolder):
             if input_ids is None or attention_mask is None or media is None:
                 raise TypeError("generate() takes a batch, or input_ids, attention_mask and media: see MacawProcessor")
             batch = Batch(input_ids, attention_mask, None, media, [])
+        if batch.position_ids is not None:
+            raise ConfigError("packed rows hold several samples and cannot be continued: collate with row_length=None")
         return self.llm.generate(self.embed(batch), batch.attention_mask, **generation)
 
     @classmethod

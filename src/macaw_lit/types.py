@@ -174,9 +174,11 @@ class Batch:
     """What the model eats.
 
     `media` holds every kind the model has, with n = 0 rows where the batch has none of it, so that each encoder
-    is called exactly once whatever the batch contains. `sources` names each row's source in the mixture, `truncated`
-    the source of each row whose response was cut, and `epoch` is the mixture's. `step_tokens` counts the response
+    is called exactly once whatever the batch contains. `sources` names each sample's source in the mixture, `truncated`
+    the source of each sample whose response was cut, and `epoch` is the mixture's. `step_tokens` counts the response
     tokens of this process in the whole optimizer step; None where the loader does not look that far.
+    A row is a sample, unless there are `position_ids`: then it holds several, each from position 0, none of which may
+    see another. Padding has position 0 too. What is listed by sample is in the order drawn, not in that of rows.
     `model.generate(**batch)` and `batch["input_ids"]` work as with the inputs of transformers.
     """
 
@@ -190,6 +192,14 @@ class Batch:
     skipped: tuple[Rejection, ...] = ()
     epoch: int = 0
     step_tokens: int | None = None
+    position_ids: Int[Tensor, "b t"] | None = None
+
+    @property
+    def samples(self) -> Int[Tensor, "b t"]:
+        """Which sample each position belongs to, counted through the batch; padding of packed rows is none of them."""
+        if self.position_ids is None:
+            return torch.arange(len(self.input_ids), device=self.input_ids.device)[:, None].expand_as(self.input_ids)
+        return (self.position_ids == 0).flatten().cumsum(0).view_as(self.position_ids) - 1
 
     @property
     def response_tokens(self) -> int:
@@ -217,6 +227,7 @@ class Batch:
             input_ids=move(self.input_ids),
             attention_mask=move(self.attention_mask),
             labels=None if self.labels is None else move(self.labels),
+            position_ids=None if self.position_ids is None else move(self.position_ids),
             media={kind: Media(move(media.values), move(media.slots)) for kind, media in self.media.items()},
         )
 

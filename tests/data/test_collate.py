@@ -1,9 +1,11 @@
-"""Batches from examples: padding on either side, media stacked by kind, nothing lost."""
+"""Batches from examples: padding on either side, packed rows, media stacked by kind, nothing lost."""
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from macaw_lit.data.collate import Collator
+from macaw_lit.data.collate import Collator, lay_out
 from macaw_lit.types import IGNORE, Batch, Example, MediaSpec, Rejection
 
 PAD = 9
@@ -26,13 +28,14 @@ def example(length: int, uid: str = "test/0", labelled: bool = True, **media: tu
 def test_padding(specs: dict[str, MediaSpec], side: str):
     batch = Collator(PAD, specs, side)([example(3, "a"), example(5, "b")])
     real, padding = ([100, 101, 102], 2)
-    rows = {"right": (real + [PAD] * padding, [True] * 3 + [False] * 2, real + [IGNORE] * padding)}
-    rows["left"] = ([PAD] * padding + real, [False] * 2 + [True] * 3, [IGNORE] * padding + real)
+    learned = [IGNORE, *real[1:]]  # nothing could predict the first
+    rows = {"right": (real + [PAD] * padding, [True] * 3 + [False] * 2, learned + [IGNORE] * padding)}
+    rows["left"] = ([PAD] * padding + real, [False] * 2 + [True] * 3, [IGNORE] * padding + learned)
     ids, mask, labels = rows[side]
     assert batch.input_ids.tolist() == [ids, [100, 101, 102, 103, 104]]
     assert batch.attention_mask.tolist() == [mask, [True] * 5]
     assert batch.labels is not None
-    assert batch.labels.tolist() == [labels, [100, 101, 102, 103, 104]]
+    assert batch.labels.tolist() == [labels, [IGNORE, 101, 102, 103, 104]]
     assert batch.uids == ["a", "b"]
 
 
@@ -88,3 +91,112 @@ def test_a_batch_moves_as_a_whole(specs):
     assert batch.input_ids.device.type == "cpu"
     assert moved.skipped == batch.skipped
     assert moved.uids == batch.uids
+
+
+LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=24)
+
+
+@given(LENGTHS, st.integers(0, 200))
+def test_every_sample_is_laid_out_once_in_rows_within_the_limit(lengths: list[int], room: int):
+    limit = max(lengths) + room
+    rows = lay_out(lengths, limit)
+    assert sorted(place for row in rows for place in row) == list(range(len(lengths)))
+    filled = [sum(lengths[place] for place in row) for row in rows]
+    assert all(0 < length <= limit for length in filled)
+    assert len(rows) * max(filled) <= len(lengths) * max(lengths), "never more positions than padding makes"
+    assert lay_out(list(lengths), limit) == rows
+
+
+@given(LENGTHS)
+def test_rows_are_not_longer_than_they_must_be(lengths: list[int]):
+    """By Graham's bound no row is longer than 4/3 of the best there is, and that is at least the mean and the longest."""
+    for count in range(1, len(lengths) + 1):
+        least = max(max(lengths), -(-sum(lengths) // count))
+        rows = lay_out(lengths, 4 * least // 3 + 1)
+        assert len(rows) * max(sum(lengths[place] for place in row) for row in rows) <= count * 4 * least / 3
+
+
+@pytest.mark.parametrize(
+    ("lengths", "limit", "rows"),
+    [
+        ([5, 3, 2, 4], 14, [[0, 2], [3, 1]]),  # two rows of 7 and one of 14 are full alike: the shorter ones
+        ([5, 3, 2, 4], 7, [[0, 2], [3, 1]]),
+        ([5, 3, 2, 4], 6, [[0], [3], [1, 2]]),
+        ([4, 4, 4], 12, [[0], [1], [2]]),  # rows that are alike stay as they are
+        ([7, 1, 1], 9, [[0, 1, 2]]),
+        ([7, 1, 1], 8, [[0], [1, 2]]),
+        ([3], 3, [[0]]),
+        ([], 3, []),
+    ],
+)
+def test_rows_by_hand(lengths, limit, rows):
+    assert lay_out(lengths, limit) == rows
+
+
+def test_a_sample_that_no_row_can_hold_is_refused():
+    with pytest.raises(ValueError, match="a sample of 9 positions does not fit a row of 8"):
+        lay_out([3, 9], 8)
+
+
+MEDIA = st.fixed_dictionaries({}, optional={"image": st.integers(1, 2), "audio": st.just(1)})
+
+
+@given(st.lists(st.tuples(st.integers(9, 30), MEDIA), min_size=1, max_size=12))
+def test_samples_arrive_whole_with_their_media(rows: list[tuple[int, dict[str, int]]]):
+    specs = {
+        "image": MediaSpec("image", torch.from_numpy, 3, (3, 4, 4)),
+        "audio": MediaSpec("audio", torch.from_numpy, 2, (2, 5)),
+    }
+    examples = []
+    for number, (length, counts) in enumerate(rows):
+        first, media = 1, {}
+        for kind, items in counts.items():
+            media[kind] = (items, list(range(first, first := first + items * specs[kind].num_tokens)))
+        made = example(length, f"test/{number}", **media)
+        made.input_ids, made.labels = made.input_ids + 1000 * number, made.labels + 1000 * number
+        made.media = {kind: values + 100 * number for kind, values in made.media.items()}
+        examples.append(made)
+    batch = Collator(PAD, specs, "right", 64)(examples)
+    assert batch.uids == [each.uid for each in examples], "as drawn"
+    found = {}
+    for sample in batch.samples.unique().tolist():
+        here = batch.samples == sample
+        if not batch.attention_mask[here].all():
+            assert batch.input_ids[here].tolist() == [PAD]
+            assert batch.labels[here].tolist() == [IGNORE]
+            assert not any(media.slots[here].any() for media in batch.media.values())
+            continue
+        number = int(batch.input_ids[here][0]) // 1000
+        found[number] = here
+        (row,) = here.any(1).nonzero().flatten().tolist()
+        assert here[row].nonzero().flatten().diff().eq(1).all(), "in one piece"
+        wanted = examples[number]
+        assert batch.input_ids[here].tolist() == wanted.input_ids.tolist()
+        assert batch.position_ids[here].tolist() == list(range(len(wanted.input_ids)))
+        assert batch.labels[here].tolist() == [IGNORE, *wanted.labels[1:].tolist()]
+    assert sorted(found) == list(range(len(rows)))
+    for kind, media in batch.media.items():
+        # each slot gets the soft tokens of the item whose turn it is, in the order of the batch's positions
+        items = media.values.flatten(1)[:, 0].repeat_interleave(specs[kind].num_tokens)
+        filled = torch.zeros(batch.input_ids.shape).masked_scatter(media.slots, items)
+        for number, here in found.items():
+            own = examples[number]
+            values = own.media.get(kind, torch.zeros(0, *specs[kind].shape))
+            assert filled[here & media.slots].tolist() == values.flatten(1)[:, 0].repeat_interleave(
+                specs[kind].num_tokens
+            ).tolist()
+            assert torch.equal(media.slots[here], own.slots.get(kind, torch.zeros(len(own.input_ids)) > 0))
+
+
+def test_packed_and_padded_batches_learn_the_same_tokens_and_keep_the_same_accounts(specs):
+    examples = [example(length, f"test/{length}") for length in (9, 30, 12, 4)]
+    examples[1].skipped, examples[2].truncated = (Rejection("missing", "a"),), True
+    padded, packed = (Collator(PAD, specs, "right", length)(examples) for length in (None, 32))
+    assert packed.input_ids.shape == (2, 30)
+    assert padded.input_ids.shape == (4, 30)
+    assert packed.response_tokens == padded.response_tokens == 8 + 29 + 11 + 3
+    for name in ("uids", "sources", "truncated", "skipped", "epoch"):
+        assert getattr(packed, name) == getattr(padded, name)
+    assert padded.samples[:, 0].tolist() == padded.samples[:, -1].tolist() == [0, 1, 2, 3]
+    assert packed.to("meta").position_ids.device.type == "meta"
+    assert padded.to("meta").position_ids is None

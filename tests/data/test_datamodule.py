@@ -342,6 +342,25 @@ def test_overfitting_and_limiting_batches_work(make_module, tmp_path):
     assert len(uids) == 2
 
 
+def test_training_rows_are_packed_up_to_max_length_and_held_out_ones_never(make_module, picture):
+    rows = [picture(9), TEXT, picture(99), TEXT]
+    module, plain = (
+        make_module({"all": source("all", rows)}, {"held": source("held", rows)}, batch_size=4, pack_rows=packed)
+        for packed in (True, False)
+    )
+    for each in (module, plain):
+        each.setup("fit")
+        each.preprocess.max_length = 260  # two texts, or a text and a picture
+    (batch,), (padded,) = module.train_dataloader(), plain.train_dataloader()
+    assert batch.uids == padded.uids
+    assert batch.input_ids.shape[1] <= 260
+    assert batch.input_ids.numel() < padded.input_ids.numel()
+    assert batch.response_tokens == padded.response_tokens
+    (held,) = module.val_dataloader()
+    assert held.position_ids is None
+    assert len(held.input_ids) == 4
+
+
 def test_ranks_share_the_epoch_without_overlap(make_module, tmp_path, monkeypatch):
     def uids(rank: int) -> list[str]:
         module = make_module({"texts": source("texts", [TEXT] * 7)}, {"held": source("held", [TEXT] * 5)})

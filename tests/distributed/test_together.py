@@ -68,6 +68,7 @@ def distance(first: Path, second: Path) -> float:
 def test_rows_in_one_batch_and_in_three_give_the_same_update(alone):
     # float32 sums in another order, over six steps; a wrong divisor of a step of 12 rows would give 1e-2
     assert distance(alone / "dealt1", alone / "dealt3") < 1e-6
+    assert distance(alone / "dealt1", alone / "packed") < 1e-6
     assert distance(alone / "dealt1", alone / "schedule") > 1e-3, "training moves the weights by more than the bound"
     assert distance(alone / "frozen", alone / "lora") > 1e-3, "so does what is trained through adapters or in full"
 
@@ -80,13 +81,14 @@ def test_two_processes_do_what_one_does(
     # float32 sums in another order: measured 2e-8 at most
     assert distance(alone / "dealt1", tmp_path / "dealt1") < 1e-6
     assert distance(alone / "dealt1", tmp_path / "dealt3") < 1e-6
+    assert distance(alone / "dealt1", tmp_path / "packed") < 1e-6
     assert distance(alone / "schedule", tmp_path / "schedule") < 1e-6
     assert distance(tmp_path / "dealt3", tmp_path / "resumed") < 1e-6
     # the same through tied, frozen and adapted parts, whose blocks are computed again in the backward pass
     assert distance(alone / "frozen", tmp_path / "frozen") < 1e-6
     assert distance(alone / "lora", tmp_path / "lora") < 1e-6
     assert distance(alone / "lora", tmp_path / "lora_resumed") < 1e-6
-    for case in ("dealt1", "dealt3", "resumed", "schedule"):
+    for case in ("dealt1", "dealt3", "resumed", "packed", "schedule"):
         assert json.loads((tmp_path / case / "ledger.json").read_text()) == json.loads(
             (alone / case.replace("resumed", "dealt3") / "ledger.json").read_text()
         )

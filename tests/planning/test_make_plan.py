@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from macaw_lit.cli import conf_dir
+from macaw_lit.data.collate import lay_out
 from macaw_lit.errors import ConfigError
 from macaw_lit.model import Macaw
 from macaw_lit.planning.plan import Plan, make_plan
@@ -79,3 +80,15 @@ def test_hours_are_unknown_where_only_the_data_knows(settings: dict[str, Any]) -
     assert planned(settings, data={**settings["data"], **one}).hours is None
     stopped = planned(settings, data={**settings["data"], **one}, trainer={**settings["trainer"], "max_steps": 7})
     assert stopped.steps == 7
+
+
+def test_packing_changes_nothing_for_rows_that_are_all_alike_and_is_refused_where_training_refuses_it(
+    settings: dict[str, Any],
+) -> None:
+    packed = {**settings["data"], "pack_rows": True}
+    assert planned(settings, data=packed) == planned(settings)
+    assert lay_out([137] * 8, 512) == [[place] for place in range(8)], "as the plan has them"
+    bloom = {"model_type": "bloom", "hidden_size": 32, "n_layer": 1, "n_head": 2}
+    sizes = {**settings["model"], "llm": {**settings["model"]["llm"], "config": bloom}}
+    with pytest.raises(ConfigError, match="of type bloom is not known to keep packed samples apart"):
+        planned({**settings, "model": sizes}, data=packed)

@@ -17,10 +17,10 @@ from macaw_lit.types import MediaRef, Sample, Turn
 
 
 def read(paths: list[Path]) -> Iterator[Sample]:
-    """A question to each picture; `Path()` asks without one."""
+    """A question to each picture; `Path()` asks without one. Answers are one to three words long."""
     for number, path in enumerate(paths):
         media = (MediaRef("image", path),) if path.name else ()
-        turns = (Turn("user", f"Shade {number}?", media), Turn("assistant", f"Number {number % 3}."))
+        turns = (Turn("user", f"Shade {number}?", media), Turn("assistant", "very " * (number % 3) + "dark"))
         yield Sample(turns, f"shades/{number}", "shades")
 
 

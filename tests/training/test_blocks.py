@@ -92,6 +92,9 @@ def test_a_part_without_blocks_is_one_line(model, change, part):
 @pytest.mark.slow
 def test_compiled_blocks_give_the_same_gradients_with_and_without_being_computed_again(model, make_batch):
     batches = [make_batch(model, rows) for rows in (MIXED, TEXT)]
+    batches += [make_batch(model, MIXED + TEXT, row_length=length) for length in (30, 40)]
+    assert len({batch.input_ids.shape for batch in batches}) == len(batches)
+    torch._dynamo.utils.counters.clear()
     plain = [run(model, batch) for batch in batches]
     compile_blocks(model, ["llm"])
     for repeat in (False, True):
@@ -103,3 +106,7 @@ def test_compiled_blocks_give_the_same_gradients_with_and_without_being_computed
             torch.testing.assert_close(found[0], loss, rtol=1e-6, atol=0)
             assert_close(found[1], gradients, 2e-5)
             assert found[2] < (0.8 if repeat else 1.0) * kept
+        if not repeat:
+            assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3, (
+                "padded, without padding, packed: of any shape"
+            )

@@ -20,11 +20,13 @@ def module_of(sizes) -> MacawModule:
     return MacawModule(sizes, lambda model: adamw(model, lr=0.0, weight_decay=0.0))
 
 
-def test_each_combination_has_the_mean_of_its_tokens(sizes, model, make_batch, make_trainer, logged):
+@pytest.mark.parametrize("row_length", [None, 60])
+def test_each_combination_has_the_mean_of_its_tokens(sizes, model, make_batch, make_trainer, logged, row_length):
     batches = [
-        make_batch(model, [row for rows in ROWS.values() for row in rows]),
-        make_batch(model, [(6, {"image": 1}), (7, {})]),
+        make_batch(model, [row for rows in ROWS.values() for row in rows], row_length=row_length),
+        make_batch(model, [(6, {"image": 1}), (7, {})], row_length=row_length),
     ]
+    assert [len(batch.input_ids) for batch in batches] == ([5, 2] if row_length is None else [2, 1])
     module = module_of(sizes)
     trainer = make_trainer(ModalityLoss(), max_steps=4, log_every_n_steps=2, logger=logged)
     validation = make_batch(model, [(8, {"audio": 1})])

@@ -144,8 +144,9 @@ def test_the_update_of_accumulated_batches_is_the_formula(sizes, make_data, make
     gained = MacawModule(sizes, lambda model: torch.optim.SGD(model.parameters(), lr=1.0), loss_mean=loss_mean)
     gained.configure_model()
     reference = copy.deepcopy(gained.model)
-    data = make_data([Path()] * 6)
-    make_trainer(max_steps=1, accumulate_grad_batches=3).fit(gained, data)
+    make_trainer(max_steps=1, accumulate_grad_batches=3).fit(gained, make_data([Path()] * 6))
+    data = make_data([Path()] * 6)  # of the first epoch again
+    data.setup("fit")
     outputs = [reference(batch) for batch in data.train_dataloader()]
     if loss_mean == "tokens":
         loss = sum(output.nll for output in outputs) / sum(output.tokens for output in outputs)
@@ -157,6 +158,37 @@ def test_the_update_of_accumulated_batches_is_the_formula(sizes, make_data, make
         torch.testing.assert_close(own, wanted - wanted.grad, rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("loss_mean", ["tokens", "microbatches"])
+def test_packed_and_padded_rows_give_the_same_update_however_they_are_dealt_out(
+    sizes, make_data, make_trainer, picture, loss_mean
+):
+    """Steps of SGD over 12 rows in one batch and in three, in float64 but for the loss itself, which is float32."""
+    paths = [picture(level) for level in (10, 90, 170, 250)] + [Path()] * 8
+    updates = {}
+    for batch_size, accumulate, pack_rows in ((12, 1, False), (12, 1, True), (4, 3, False), (4, 3, True)):
+        torch.manual_seed(0)
+        module = MacawModule(sizes, lambda model: torch.optim.SGD(model.parameters(), lr=0.1), loss_mean=loss_mean)
+        module.configure_model()
+        module.model.double()
+        before = torch.nn.utils.parameters_to_vector(module.parameters()).detach()
+        data = make_data(paths, batch_size=batch_size, pack_rows=pack_rows)
+        make_trainer(max_steps=2, accumulate_grad_batches=accumulate).fit(module, data)
+        after = torch.nn.utils.parameters_to_vector(module.parameters()).detach()
+        updates[accumulate, pack_rows] = after - before
+        packed = [len(batch.input_ids) < len(batch.uids) for batch in data.train_dataloader()]
+        assert any(packed) == pack_rows, "else nothing is compared"
+
+    def distance(first: tuple[int, bool], second: tuple[int, bool]) -> float:
+        return float((updates[first] - updates[second]).norm() / updates[second].norm())
+
+    assert distance((1, True), (1, False)) < 1e-6
+    assert distance((3, True), (3, False)) < 1e-6
+    if loss_mean == "tokens":
+        assert distance((3, True), (1, False)) < 1e-6
+    else:
+        assert distance((3, True), (1, False)) > 1e-3, "the original's mean depends on what shares a batch"
+
+
 def test_what_is_accumulated_must_know_its_step(model, make_module, make_batch, make_trainer):
     batches = repeated(make_batch(model, MIXED), 2)
     with pytest.raises(ConfigError, match="accumulate_grad_batches=2 with batches that do not say"):
@@ -165,11 +197,14 @@ def test_what_is_accumulated_must_know_its_step(model, make_module, make_batch, 
         make_module(loss_mean="rows")
 
 
-def test_a_run_of_epochs_goes_on_at_its_sample(make_module, make_data, make_trainer, tmp_path):
+@pytest.mark.parametrize("pack_rows", [False, True])
+def test_a_run_of_epochs_goes_on_at_its_sample(make_module, make_data, make_trainer, tmp_path, pack_rows):
     """With `max_epochs` Lightning makes the loader before it reads the checkpoint, to count the steps."""
     module, saves = make_module(), ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=3, save_top_k=-1)
     settings = {"max_epochs": 2, "accumulate_grad_batches": 3}
-    make_trainer(saves, **settings).fit(module, make_data([Path()] * 14))
+    make_trainer(saves, **settings).fit(module, make_data([Path()] * 14, pack_rows=pack_rows))
     resumed = make_module()
-    make_trainer(**settings).fit(resumed, make_data([Path()] * 14), ckpt_path=tmp_path / "step=3.ckpt")
+    make_trainer(**settings).fit(
+        resumed, make_data([Path()] * 14, pack_rows=pack_rows), ckpt_path=tmp_path / "step=3.ckpt"
+    )
     assert same(resumed.state_dict(), module.state_dict())

@@ -56,9 +56,13 @@ def clock(monkeypatch) -> Clock:
     return clock
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_speed_over_the_steps_since_the_last_time(sizes, model, make_batch, make_trainer, logged, clock, accumulate):
-    batch = make_batch(model, [(1, {"image": 2}), (2, {"audio": 1}), (3, {})])
+@pytest.mark.parametrize(("accumulate", "row_length"), [(1, None), (2, None), (1, 40)])
+def test_speed_over_the_steps_since_the_last_time(
+    sizes, model, make_batch, make_trainer, logged, clock, accumulate, row_length
+):
+    rows = [(1, {"image": 2}), (2, {"audio": 1}), (3, {})]
+    batch = make_batch(model, rows, row_length=row_length)
+    assert len(batch.input_ids) == (3 if row_length is None else 2), "samples are counted, not rows"
     module = module_of(sizes)
     module.loss_mean = "microbatches"
     trainer = make_trainer(
@@ -72,13 +76,14 @@ def test_speed_over_the_steps_since_the_last_time(sizes, model, make_batch, make
     )
     speed = logged.under("speed/")
     assert sorted(speed) == [1, 3, 5, 7], "steps count from 0, as for train/loss"
-    real = int(batch.attention_mask.sum())
+    real = sum(int(make_batch(model, [row]).attention_mask.sum()) for row in rows)
     assert real < batch.attention_mask.numel(), "a batch without padding proves nothing"
     for step in (1, 3, 5, 7):
         assert "train/loss" in logged.steps[step]
-        assert speed[step].keys() == {"speed/samples_per_s", "speed/tokens_per_s", "speed/data_wait"}
+        assert speed[step].keys() == {"speed/samples_per_s", "speed/tokens_per_s", "speed/padding", "speed/data_wait"}
         assert speed[step]["speed/samples_per_s"] == pytest.approx(3 / (FETCH + STEP))
         assert speed[step]["speed/tokens_per_s"] == pytest.approx(real / (FETCH + STEP))
+        assert speed[step]["speed/padding"] == pytest.approx(1 - real / batch.input_ids.numel())
         assert speed[step]["speed/data_wait"] == pytest.approx(FETCH / (FETCH + STEP))
     assert trainer.profiler is profiler
     assert trainer.progress_bar_metrics.keys() & speed[1].keys() == {"speed/samples_per_s"}

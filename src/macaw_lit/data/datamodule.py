@@ -48,6 +48,8 @@ class MacawDataModule(LightningDataModule):
         rows_per_epoch: dealt to the sources by their weights, if they have weights.
         max_skip_rate: the greatest share of a source's rows that its reader may reject, from 0 to 1. What proves
             unusable in training is the affair of `training.callbacks.Ledger`.
+        pack_rows: a training batch's samples share rows of at most the preprocessor's `max_length`, where that takes
+            fewer positions; which samples a batch and a step hold does not change. Held-out rows are never packed.
 
     Raises:
         ConfigError: counts, weights or `max_skip_rate` cannot work.
@@ -65,6 +67,7 @@ class MacawDataModule(LightningDataModule):
         pin_memory: bool = False,
         rows_per_epoch: int | None = None,
         max_skip_rate: int | float = 0.01,
+        pack_rows: bool = False,
     ) -> None:
         super().__init__()
         check_rate(max_skip_rate)
@@ -84,6 +87,7 @@ class MacawDataModule(LightningDataModule):
         self.seed = seed
         self.repeat = repeat
         self.pin_memory = pin_memory
+        self.pack_rows = pack_rows
         self._preprocess: Preprocessor | None = None
         self._sampler: _TrainedMixture | None = None
         self._resume: dict[str, Any] | None = None
@@ -133,7 +137,7 @@ class MacawDataModule(LightningDataModule):
         ]
 
     def train_dataloader(self) -> DataLoader[Example]:
-        """Batches of the mixture, padded on the right."""
+        """Batches of the mixture, padded on the right or packed."""
         lengths = [len(samples) for samples in self.samples["train"].values()]
         mixture = MixtureSampler(lengths, self.counts, self.seed, self.repeat, *self._rank())
         if not self.trainer:
@@ -154,9 +158,10 @@ class MacawDataModule(LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _loader(self, split: str, sampler: Any, make: Callable[..., Loader] = Loader) -> DataLoader[Example]:
+        row_length = self.preprocess.max_length if self.pack_rows and split == "train" else None
         return make(
             Rows(self.samples[split], self.preprocess),
-            Collator(self.preprocess.pad, self.preprocess.specs, "right"),
+            Collator(self.preprocess.pad, self.preprocess.specs, "right", row_length),
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,

@@ -9,6 +9,7 @@ from typing import Any
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from macaw_lit.errors import ConfigError
 from macaw_lit.types import Output
 from macaw_lit.weights import Coverage
 
@@ -39,9 +40,25 @@ class LLM(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, embeds: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"], labels: Int[Tensor, "b t"] | None = None
+        self,
+        embeds: Float[Tensor, "b t d"],
+        mask: Bool[Tensor, "b t"],
+        labels: Int[Tensor, "b t"] | None = None,
+        positions: Int[Tensor, "b t"] | None = None,
     ) -> Output:
-        """With labels, the NLL summed over the response tokens and their count (Eq. 6); without, the logits."""
+        """With labels, the NLL summed over the response tokens and their count (Eq. 6); without, the logits.
+
+        `positions` are of packed rows: each 0 begins a sample that sees itself alone. The first label of a sample is
+        `IGNORE`.
+        """
+
+    def check_packing(self) -> None:
+        """Whether `forward` keeps packed samples apart.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        raise ConfigError(f"{type(self).__name__} cannot keep packed samples apart: set data.pack_rows=false")
 
     @abstractmethod
     def generate(

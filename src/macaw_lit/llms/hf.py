@@ -28,6 +28,12 @@ _BUFFERS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.b
 # Settings that change what is computed from the same weights; then some that only sound like it.
 _FACTS = re.compile(r"act|n_head|heads|eps|norm|rope|rotary|scal|window|layer_types|softcap|multiplier|residual|alibi")
 _NO_FACTS = re.compile(r"dropout|summary|classifier|token")
+# What is packed reaches them as positions that begin anew, from which transformers makes the mask; others of its
+# models take the positions and let samples see each other all the same, or have a state that goes on (Mamba, RWKV).
+PACKABLE = (
+    *("cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "gptj", "granite", "llama"),
+    *("mistral", "olmo", "olmo2", "olmo3", "phi", "phi3", "qwen2", "qwen3", "smollm3", "starcoder2"),
+)
 _WANTED = "expected a model_type of transformers such as llama, and sizes that it can have"
 
 
@@ -75,25 +81,47 @@ class HFCausalLM(LLM):
         return embeds
 
     def forward(
-        self, embeds: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"], labels: Int[Tensor, "b t"] | None = None
+        self,
+        embeds: Float[Tensor, "b t d"],
+        mask: Bool[Tensor, "b t"],
+        labels: Int[Tensor, "b t"] | None = None,
+        positions: Int[Tensor, "b t"] | None = None,
     ) -> Output:
         if labels is None:
-            return Output(logits=self._logits(embeds, mask))
+            return Output(logits=self._logits(embeds, mask, positions))
         targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE)  # position t predicts token t + 1
         learned = targets != IGNORE
         # The head is the widest layer and most positions bear no loss. It is fed fewer positions within the model's own
         # forward, and not called from here, because Gemma 2, Granite and others rescale or cap what it gives.
         feed = self.model.get_output_embeddings().register_forward_pre_hook(lambda _, hidden: hidden[0][learned])
         try:
-            logits = self._logits(embeds, mask)
+            logits = self._logits(embeds, mask, positions)
         finally:
             feed.remove()
         nll = F.cross_entropy(logits.float(), targets[learned], reduction="sum")
         return Output(nll=nll, tokens=learned.sum())
 
-    def _logits(self, embeds: Tensor, mask: Tensor) -> Tensor:
-        logits: Tensor = self.model(inputs_embeds=embeds, attention_mask=mask.long(), use_cache=False).logits
+    def _logits(self, embeds: Tensor, mask: Tensor, positions: Tensor | None) -> Tensor:
+        if positions is None:
+            kept: dict[str, Any] = {"attention_mask": mask.long()}
+        else:  # transformers looks for samples in the positions only where there is no mask
+            self.check_packing()
+            kept = {"position_ids": positions}
+        logits: Tensor = self.model(inputs_embeds=embeds, use_cache=False, **kept).logits
         return logits
+
+    def check_packing(self) -> None:
+        config = self.model.config
+        if config.model_type not in PACKABLE:
+            raise ConfigError(
+                f"a language model of type {config.model_type} is not known to keep packed samples apart: set "
+                f"data.pack_rows=false, or take one of {', '.join(PACKABLE)}"
+            )
+        if config._attn_implementation not in ("sdpa", "eager"):
+            raise ConfigError(
+                f"attn_implementation={config._attn_implementation} is not known to keep packed samples apart: "
+                "expected sdpa or eager, or set data.pack_rows=false"
+            )
 
     def generate(
         self, embeds: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"], **generation: Any

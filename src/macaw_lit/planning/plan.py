@@ -76,6 +76,8 @@ def make_plan(cfg: Mapping[str, Any]) -> Plan:
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigError(f"data.batch_size={batch_size}: expected a whole number of at least 1")
     model = _blueprint(cfg["model"], cfg["unnamed_llm"])
+    if cfg["data"].get("pack_rows"):  # makes no difference to rows that are all alike, as a plan's are
+        model.llm.check_packing()
     base = sum(parameter.numel() for parameter in model.parameters())
     frozen = _adapted(model, cfg["model"]["adapt"])
     if cfg["checkpointing"]:

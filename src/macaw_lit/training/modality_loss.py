@@ -1,4 +1,4 @@
-"""The training loss by the kinds of media that rows carry."""
+"""The training loss by the kinds of media that samples carry."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from macaw_lit.types import IGNORE, Batch
 
 
 class ModalityLoss(Callback):
-    """Logs `loss/<kinds>` each time the trainer logs: the mean over response tokens of the rows that carry these kinds.
+    """Logs `loss/<kinds>` each time the trainer logs: the mean over response tokens of samples that carry these kinds.
 
     Names are such as `loss/text`, `loss/image` and `loss/video+audio`; the mean is over all steps since the last time
     and all processes, and a combination that did not occur is left out. The logits are those of the training step; only
@@ -53,9 +53,11 @@ class ModalityLoss(Callback):
         targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORE)  # position t predicts token t + 1
         learned = targets != IGNORE
         nll = F.cross_entropy(output.logits.float(), targets[learned], reduction="none")
-        carried = torch.stack([media.slots.any(1) for media in batch.media.values()])  # [kinds, B]
-        code = (carried.long() << torch.arange(len(carried), device=carried.device)[:, None]).sum(0)
-        codes = code[:, None].expand_as(learned)[learned]
+        samples = batch.samples.flatten()
+        slots = torch.stack([media.slots.flatten() for media in batch.media.values()]).long()  # [kinds, B·T]
+        carried = torch.zeros_like(slots).scatter_reduce_(1, samples.expand_as(slots), slots, "amax")  # by sample
+        code = (carried << torch.arange(len(carried), device=carried.device)[:, None]).sum(0)
+        codes = code[samples].view_as(learned)[learned]
         self._nll.index_add_(0, codes, nll)
         self._tokens.index_add_(0, codes, torch.ones_like(nll))
 

@@ -22,7 +22,8 @@ FETCH = "train_dataloader_next"
 class Throughput(Callback):
     """Logs `speed/…` each time the trainer logs, over the optimizer steps since the last time and all processes.
 
-    `samples_per_s` and `tokens_per_s`: rows, and positions of rows without their padding, media slots included.
+    `samples_per_s` and `tokens_per_s`: samples, and their positions without padding, media slots included. `padding`:
+    its share of all positions that the language model computes.
     `data_wait`: share of the time in which processes waited for a batch. `mfu`, if `peak_tflops` is given: model FLOPs
     by time and peak, by `flops_per_position`. Time is that on the clock, validation left out, saving included.
 
@@ -65,6 +66,7 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         self._rows += len(batch.uids)
+        self._laid += batch.input_ids.numel()
         self._positions.update(_positions(_model(pl_module), batch))
         step = trainer.global_step
         if self.interval and step % self.interval == 0 and step != self._logged:
@@ -77,11 +79,12 @@ class Throughput(Callback):
         tokens = float(self._positions["llm"])  # waits for the device
         flops = sum(cost * float(self._positions[part]) for part, cost in self.costs.items())
         seconds = time.perf_counter() - self._begin
-        own = torch.tensor([self._rows, tokens, self.waiting.seconds, flops], device=pl_module.device)
+        own = torch.tensor([self._rows, tokens, self._laid, self.waiting.seconds, flops], device=pl_module.device)
         summed: Any = trainer.strategy.reduce(own, reduce_op="sum")
-        rows, tokens, waited, flops = summed.tolist()
+        rows, tokens, laid, waited, flops = summed.tolist()
         pl_module.log("speed/samples_per_s", rows / seconds, prog_bar=True, batch_size=1)
         pl_module.log("speed/tokens_per_s", tokens / seconds, batch_size=1)
+        pl_module.log("speed/padding", 1 - tokens / max(1, laid), batch_size=1)
         pl_module.log("speed/data_wait", waited / (seconds * trainer.world_size), batch_size=1)
         if self.peak_tflops is not None:
             pl_module.log("speed/mfu", flops / (seconds * trainer.world_size * self.peak_tflops * 1e12), batch_size=1)
@@ -94,6 +97,7 @@ class Throughput(Callback):
     def _restart(self) -> None:
         self._begin = time.perf_counter()
         self._rows = 0
+        self._laid = 0
         self._positions: Counter[str] = Counter()
         if self.waiting is not None:
             self.waiting.seconds = 0.0
