@@ -174,7 +174,7 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path: Path) -> None:
 
 def test_damage_behind_the_first_frame_does_no_harm(tmp_path: Path) -> None:
     path = tmp_path / "a.gif"
-    frames = [Image.new("P", (4, 4), colour) for colour in (0, 1, 2)]
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue", "green")]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=100)
     whole = path.read_bytes()
     second = [place for place in range(len(whole)) if whole[place : place + 2] == b"\x21\xf9"][1]
