@@ -36,8 +36,8 @@ class Ledger(Callback):
     `CHECK_EVERY` batches; and exactly when an epoch is over, before the next begins. With the last epoch there is
     nothing left to stop: `settle` raises when the model has been saved.
 
-    `ledger.json` has the same of the last validation under `heldout`, where a source must not lose more either: training
-    stops with the epoch.
+    `ledger.json` has the same of the last validation under `heldout`, where a source must not lose more either:
+    training stops with the epoch.
 
     Args:
         max_skip_rate: from 0, which stops at the first bad sample, to 1, which never stops.
