@@ -94,6 +94,24 @@ def test_mistakes_are_answered_in_one_line(call, tmp_path, words, word, message)
     assert message in last
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("filters=[lenght]", "'lenght' is unknown"),
+        ("formats=[mp3]", "'mp3' is unknown"),
+        ("alike=0.1", "alike=0.1: expected a share from 0.6 to 1"),
+        ("near_duplicate=7.0", "near_duplicate=7.0: expected a share above 0"),
+        ("most_repeats=0", "most_repeats=0: expected a whole number of at least 1"),
+        ("sheet=none.csv", "sheet=none.csv: no such file"),
+    ],
+)
+def test_what_the_end_of_a_run_would_refuse_is_refused_before_anything_is_asked(call, tmp_path, words, word, message):
+    code, _, err = call(main, tmp_path, *words, word)
+    assert (code, len(err.splitlines())) == (1, 2), "what was rejected of the captions, and the error"
+    assert message in err
+    assert not (tmp_path / "out").exists(), "nothing was journalled"
+
+
 def test_the_key_is_asked_for_before_anything_is_sent(call, tmp_path, words, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     code, _, err = call(main, tmp_path, *words, "backend=chat")

@@ -255,6 +255,13 @@ def test_bad_rows_and_media_are_counted_and_shown(train, bad_pictures, bad_texts
 
 
 @pytest.mark.slow
+def test_a_run_too_short_to_log_a_loss_ends_well(train, tmp_path):
+    run_of(train("trainer.max_steps=1", "trainer.log_every_n_steps=10", f"hydra.run.dir={tmp_path}/run"))
+    assert (tmp_path / "run" / "model").is_dir()
+    assert not (tmp_path / "run" / "loss.png").exists()
+
+
+@pytest.mark.slow
 def test_too_many_bad_rows_end_the_run_in_one_line_before_training_and_after(train, bad_pictures, tmp_path):
     words = [*alone("image"), *bad_pictures, f"hydra.run.dir={tmp_path}/run"]
     line = one_line(train(*words))

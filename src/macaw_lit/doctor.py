@@ -61,7 +61,8 @@ def _examine(cfg: DictConfig, workers: int) -> "Report":
 
 
 def _progress(done: Iterator["Medium"], total: int) -> Iterable["Medium"]:
-    return track(done, "media", total, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    return track(done, "media", total, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _write(report: "Report", folder: Path, workers: int, seconds: float) -> None:

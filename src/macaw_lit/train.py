@@ -117,7 +117,7 @@ def _keep(cfg: DictConfig, folder: Path, model: "Macaw", datamodule: "MacawDataM
     merge(model)
     model.save_pretrained(folder / "model", datamodule.preprocess)
     _print_skips(folder / "ledger.json")
-    if (folder / "metrics.csv").is_file():
+    if "train/loss" in _logged(folder / "metrics.csv"):  # a run of a few steps has logged none
         plot_loss(folder / "metrics.csv", folder / "loss.png")
     if cfg.get("evaluation"):
         settings = dict(cfg.evaluation)

@@ -76,7 +76,7 @@ def looked_at(media: Iterable[Medium]) -> dict[Medium, Verdict]:
 
 
 def packing(root: Path, folder: Path, bad: bool = False) -> dict[str, Any]:
-    return pack(Source(partial(read, root, bad)), folder, SHARD, looked_at, "train/made")
+    return pack(Source(partial(read, root, bad)), folder, SHARD, looked_at, "train/made", max_skip_rate=0.5)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -134,6 +134,9 @@ def test_a_medium_is_stored_once_and_tar_and_webdataset_read_the_shards(world: P
 
 
 def test_what_cannot_be_used_is_left_out_and_counted(world: Path, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"3 of \d+ rows were left out .*max_skip_rate=0.01"):
+        pack(Source(partial(read, world, True)), tmp_path / "strict", SHARD, looked_at, "train/all")
+    assert not (tmp_path / "strict").exists()
     index = packing(world, tmp_path / "made", bad=True)
     assert index["rejected"] == {"missing": 1, "missing_key": 1, "truncated": 1}
     assert index["seen"] == index["rows"] + sum(index["rejected"].values()) == len(list(read(world, True)))
@@ -285,6 +288,11 @@ def test_the_command_packs_every_source_and_prints_what_reads_them(
     (tmp_path / "rows.json").write_text(json.dumps({"data": rows}))
     words = ["data=base", "+reader@data.train.mine=macaw", "data.train.mine.read.path=rows.json", "workers=1"]
     words += [f"data.train.mine.read.media_root={world}", "data.train.mine.count=2", "out=packed"]
+    code, _, err = call(main, tmp_path, *words, "data.max_skip_rate=0.2")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "train/mine: 1 of 4 rows were left out (media_missing 1), expected at most max_skip_rate=0.2" in err
+    assert not (tmp_path / "packed/train").exists()
+    words.append("data.max_skip_rate=0.25")
     code, out, err = call(main, tmp_path, *words)
     assert code == 0, err
     assert "1 media_missing" in out

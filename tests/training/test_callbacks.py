@@ -60,6 +60,28 @@ def test_every_sample_is_accounted_for(sizes, make_data, make_trainer, tmp_path,
     }
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_held_out_samples_are_accounted_for_too(sizes, make_data, make_trainer, tmp_path, paths, num_workers):
+    data = make_data(paths, num_workers=num_workers, max_skip_rate=1)
+    data.sources["heldout"] = {"asked": data.sources["train"]["shades"]}
+    trainer = make_trainer(Ledger(max_skip_rate=1), max_epochs=2)
+    trainer.fit(module_of(sizes), data)
+    account = written(tmp_path)["heldout"]["asked"]
+    assert account.pop("first").startswith("shades/")
+    assert account == {"seen": 11, "used": 8, "truncated": 0, "skipped": SKIPPED}, "of one validation, not of both"
+    assert written(tmp_path)["seen"] == 22, "what is trained on is counted apart"
+
+
+def test_too_many_held_out_samples_stop_training(sizes, make_data, make_trainer, tmp_path, paths, picture):
+    good = [picture(level) for level in (10, 90, 170, 250)]
+    data = make_data(good, max_skip_rate=1)
+    bad = make_data(paths, max_skip_rate=1)
+    data.sources["heldout"] = {"asked": bad.sources["train"]["shades"]}
+    line = stopped(sizes, data, make_trainer(Ledger(max_skip_rate=0.2), max_epochs=2))
+    assert "heldout source 'asked': 3 of 11 rows were skipped" in line
+    assert list(written(tmp_path)["epochs"]) == ["0"], "before the next epoch begins"
+
+
 def test_what_arrived_is_printed_and_what_did_not_is_said(sizes, model, make_batch, make_trainer, tmp_path, capsys):
     state = model.encoders["vision"].visual.state_dict()
     clip = tmp_path / "clip.pt"

@@ -29,7 +29,8 @@ Examine = Callable[["Iterable[Medium]"], "dict[Medium, Verdict]"]
 def main(cfg: DictConfig) -> None:
     """Pack every source of `cfg.data` into a folder of its own; print what became of the rows, and lines for a config.
 
-    Rows that the reader rejects, or whose media cannot be used, are left out and counted.
+    Rows that the reader rejects, or whose media cannot be used, are left out and counted; where a source loses more than
+    `cfg.data.max_skip_rate` of them, nothing of it is packed.
     """
     _check(cfg)
     # Heavy imports wait until the configuration is known to be sound.
@@ -45,10 +46,13 @@ def main(cfg: DictConfig) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         with FileLock(out / "pack.lock", timeout=0):
-            for split, sources in build_data(cfg).sources.items():
+            data = build_data(cfg)
+            for split, sources in data.sources.items():
                 for name, source in sources.items():
-                    folder = out / split / _folder_name(name)
-                    packed[split, name] = pack(source, folder, cfg.shard_mb * 2**20, examine, f"{split}/{name}")
+                    folder, label = out / split / _folder_name(name), f"{split}/{name}"
+                    packed[split, name] = pack(
+                        source, folder, cfg.shard_mb * 2**20, examine, label, data.max_skip_rate
+                    )
     except Timeout as error:
         raise ConfigError(f"out={out}: another process packs there; wait for it, or give another folder") from error
     except OSError as error:
@@ -57,30 +61,37 @@ def main(cfg: DictConfig) -> None:
     print(_yaml(packed, out, cfg), end="")
 
 
-def pack(source: "Source", folder: Path, shard_bytes: int, examine: Examine, name: str) -> dict[str, Any]:
+def pack(
+    source: "Source", folder: Path, shard_bytes: int, examine: Examine, name: str, max_skip_rate: int | float = 0.01
+) -> dict[str, Any]:
     """Pack the usable rows of a source, in their order, and return the index: seen = rows + rejected, by cause.
 
     Raises:
-        DataError: the source cannot be read or has no usable row, or `folder` cannot be used.
+        DataError: the source cannot be read, has no usable row or too many that are not, or `folder` cannot be used.
     """
+    from macaw_lit.data.accounts import in_short, too_many
     from macaw_lit.data.doctor.examine import Medium
     from macaw_lit.data.shards import write_shards
 
-    samples, rejected = [], Counter[str]()
+    samples: list[Sample] = []
+    lost: list[Rejection] = []
     for row in source.read():
         if isinstance(row, Rejection):
-            rejected[row.cause] += 1
+            lost.append(row)
         else:
             samples.append(row)
-    seen = len(samples) + rejected.total()
+    seen = len(samples) + len(lost)
     verdicts = examine(Medium.of(ref) for sample in samples for turn in sample.turns for ref in turn.media)
     kept: list[Sample] = []
     for sample in samples:
-        causes = (verdicts[Medium.of(ref)].cause for turn in sample.turns for ref in turn.media)
-        if cause := next(filter(None, causes), None):
-            rejected[cause] += 1
+        found = (verdicts[Medium.of(ref)] for turn in sample.turns for ref in turn.media)
+        if bad := next((verdict for verdict in found if verdict.cause), None):
+            lost.append(Rejection(bad.cause or "", sample.uid, bad.detail))
         else:
             kept.append(sample)
+    rejected = Counter(row.cause for row in lost)
+    if lost and kept and len(lost) > max_skip_rate * seen:
+        raise DataError(too_many(name, "left out", rejected, seen, in_short(lost[0]), max_skip_rate))
     if not kept:
         raise DataError(f"{name} has no usable row ({dict(rejected) or 'it is empty'}); check its files or remove it")
     account = {"seen": seen, "rejected": dict(sorted(rejected.items()))}
@@ -105,7 +116,9 @@ def _folder_name(name: str) -> str:
 
 
 def _bar(what: str) -> Callable[[Iterable[T], int], Iterable[T]]:
-    return lambda items, total: track(items, what, total, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    return lambda items, total: track(items, what, total, console=console, transient=True, disable=hidden)
 
 
 def _table(packed: dict[tuple[str, str], dict[str, Any]]) -> Table:

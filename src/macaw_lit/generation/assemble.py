@@ -61,9 +61,7 @@ def assemble(
     Raises:
         ConfigError: an unknown filter, or a likeness that is no share.
     """
-    for name, share in (("near_duplicate", near_duplicate), ("least_grounded", least_grounded)):
-        if share is not None and not 0 < share <= 1:
-            raise ConfigError(f"{name}={share}: expected a share above 0 and up to 1, or null")
+    check_shares(near_duplicate=near_duplicate, least_grounded=least_grounded)
     rules = chosen(filters)
     stages = dict.fromkeys(["asked", "parsed", *rules, "grounded", "duplicate", "near_duplicate", "repeated"], 0)
     media: Counter[str] = Counter(media=0, answered=0)
@@ -98,6 +96,17 @@ def assemble(
                 items.append(Item(uid, job.record, dialogue, _provenance(job, answer, filters)))
     stages["repeated"] = len(items)
     return Assembled(items, stages, media)
+
+
+def check_shares(**shares: float | None) -> None:
+    """Refuse what is no share.
+
+    Raises:
+        ConfigError: one is given, and not above 0 and up to 1.
+    """
+    for name, share in shares.items():
+        if share is not None and not 0 < share <= 1:
+            raise ConfigError(f"{name}={share}: expected a share above 0 and up to 1, or null")
 
 
 def _best(job: Job, answers: Sequence[Answer]) -> tuple[Answer, list[Dialogue]]:

@@ -8,18 +8,20 @@ from typing import Any
 
 from macaw_lit.data.sources.roots import Roots
 from macaw_lit.errors import ConfigError, DataError
-from macaw_lit.generation.assemble import Assembled, assemble
+from macaw_lit.generation.assemble import Assembled, assemble, check_shares
 from macaw_lit.generation.backend import Backend
 from macaw_lit.generation.batch import export_batch, import_batch
 from macaw_lit.generation.budget import Budget, Price
 from macaw_lit.generation.card import write_card
+from macaw_lit.generation.filters import chosen
 from macaw_lit.generation.journal import Journal
 from macaw_lit.generation.records import Record, choose, read_records
 from macaw_lit.generation.review import apply_sheet, write_sheet
 from macaw_lit.generation.runner import Limits, Outcome, Runner
+from macaw_lit.generation.similar import Wordings
 from macaw_lit.generation.statistics import Statistics, statistics, write_statistics
 from macaw_lit.generation.templates import Asking, Job
-from macaw_lit.generation.writers import write_items
+from macaw_lit.generation.writers import known, write_items
 from macaw_lit.types import Rejection
 
 CARD = "DATASET_CARD.md"
@@ -60,7 +62,11 @@ class Captions:
 
 @dataclass(frozen=True)
 class Finish:
-    """What happens to answers on their way into files."""
+    """What happens to answers on their way into files; made, and so refused, before anything is asked and paid for.
+
+    Raises:
+        ConfigError: a rule or a format cannot work, or there is no such sheet.
+    """
 
     filters: Sequence[str] = ("length", "leak", "echo")
     near_duplicate: float | None = 0.7
@@ -69,6 +75,16 @@ class Finish:
     least_grounded: float | None = None
     formats: Sequence[str] = ("macaw", "llava", "messages")
     sheet: Path | None = None
+
+    def __post_init__(self) -> None:
+        chosen(self.filters)
+        known(self.formats)
+        check_shares(near_duplicate=self.near_duplicate, least_grounded=self.least_grounded)
+        Wordings(self.alike)
+        if self.most_repeats is not None and self.most_repeats < 1:
+            raise ConfigError(f"most_repeats={self.most_repeats}: expected a whole number of at least 1, or null")
+        if self.sheet is not None and not self.sheet.is_file():
+            raise ConfigError(f"sheet={self.sheet}: no such file; action=review writes one to be judged")
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,8 @@ def statistics(assembled: Assembled, reviewed: Reviewed, spent: Mapping[str, flo
 
 def table(found: Statistics) -> Group:
     """The numbers for a console."""
-    first = Table("items", "dialogues", "media", "words/instruction", "words/response", "requests", "tokens", "USD",
-                  box=SIMPLE_HEAD)  # fmt: skip
+    heads = "items", "dialogues", "media", "words per\ninstruction", "words per\nresponse", "requests", "tokens", "USD"
+    first = Table(*heads, box=SIMPLE_HEAD)
     means = f"{found.words_per_instruction:.1f}", f"{found.words_per_response:.1f}"
     spent = f"{found.spent['requests']:.0f}", f"{found.spent['tokens']:.0f}", f"{found.spent['usd']:.4f}"
     first.add_row(str(found.items), str(found.dialogues), str(found.media), *means, *spent)

@@ -54,9 +54,7 @@ def write_items(items: Sequence[Item], folder: Path, formats: Iterable[str]) -> 
         ConfigError: an unknown format.
     """
     written = []
-    for name in formats:
-        if name not in WRITERS:
-            raise ConfigError(f"formats: {name!r} is unknown, expected some of {', '.join(WRITERS)}")
+    for name in known(formats):
         file, rows = WRITERS[name]
         lines = (json.dumps(row, ensure_ascii=False) for row in rows(items))
         if name == "messages":
@@ -66,6 +64,19 @@ def write_items(items: Sequence[Item], folder: Path, formats: Iterable[str]) -> 
             write_text(folder / file, head + ",\n".join(lines) + tail)
         written.append(folder / file)
     return written
+
+
+def known(formats: Iterable[str]) -> list[str]:
+    """The names of formats as they are.
+
+    Raises:
+        ConfigError: an unknown one.
+    """
+    names = list(formats)
+    for name in names:
+        if name not in WRITERS:
+            raise ConfigError(f"formats: {name!r} is unknown, expected some of {', '.join(WRITERS)}")
+    return names
 
 
 def write_text(path: Path, text: str) -> None:

@@ -36,6 +36,9 @@ class Ledger(Callback):
     `CHECK_EVERY` batches; and exactly when an epoch is over, before the next begins. With the last epoch there is
     nothing left to stop: `settle` raises when the model has been saved.
 
+    `ledger.json` has the same of the last validation under `heldout`, where a source must not lose more either:
+    training stops with the epoch.
+
     Args:
         max_skip_rate: from 0, which stops at the first bad sample, to 1, which never stops.
 
@@ -48,6 +51,8 @@ class Ledger(Callback):
         check_rate(max_skip_rate)
         self.max_skip_rate = max_skip_rate
         self._own = Accounts()
+        self._validated = Accounts()  # by this process, since the validation began
+        self._heldout: dict[str, Any] = {}  # by all processes, when the last one ended
         self._before: dict[str, Any] = {}
         self._epoch: int | None = None  # of the last batch; None before the first
         self._over: str | None = None
@@ -65,14 +70,14 @@ class Ledger(Callback):
         if self.max_skip_rate == 0 or (batch_idx + 1) % CHECK_EVERY == 0:
             accounts = self.accounts()
             if line := self._too_many(accounts, batch.epoch, exactly=False):
-                _write(trainer, accounts)
+                self._write(trainer, accounts)
                 raise DataError(line)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._epoch is None:  # resumed where an epoch ended
             return
         accounts = self.accounts()
-        _write(trainer, accounts)
+        self._write(trainer, accounts)
         sources = accounts[self._epoch]
         rows = {f"mix/{name}": float(account.trained) for name, account in sources.items()}
         rows |= {f"skipped/{name}": float(account.skipped.total()) for name, account in sources.items()}
@@ -80,10 +85,34 @@ class Ledger(Callback):
             logger.log_metrics(rows, trainer.global_step)
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:  # not where max_steps broke the epoch off
             self._ended = self._epoch
-            self._over = self._too_many(accounts, self._epoch, exactly=True)
+            self._over = self._over or self._too_many(accounts, self._epoch, exactly=True)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validated = Accounts()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._validated.count(batch)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:  # of a few batches
+            return
+        whole = Accounts()
+        for state in from_all_processes(self._validated.as_json()):
+            whole.add(state)
+        self._heldout = {name: account.as_json() for name, account in whole.by_source().items()}
+        for epoch in whole:
+            self._over = self._over or self._too_many(whole, epoch, exactly=True, split="heldout")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _write(trainer, self.accounts())
+        self._write(trainer, self.accounts())
 
     def settle(self) -> None:
         """Raises what the last epoch's end told; to be called when all has been saved."""
@@ -97,39 +126,44 @@ class Ledger(Callback):
             whole.add(state)
         return whole
 
-    def _too_many(self, accounts: Accounts, epoch: int, exactly: bool) -> str | None:
+    def _too_many(self, accounts: Accounts, epoch: int, exactly: bool, split: str = "train") -> str | None:
         for name, account in accounts[epoch].items():
             lost = account.skipped.total()
             over = lost > self.max_skip_rate * account.seen
             if over and (exactly or is_certain(lost, account.seen, self.max_skip_rate)):
-                where = f"train source {name!r}, epoch {epoch}"
+                where = f"{split} source {name!r}" + (f", epoch {epoch}" if split == "train" else "")
                 return too_many(where, "skipped", account.skipped, account.seen, account.first, self.max_skip_rate)
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """`accounts`, as plain values, and the epoch that was over last."""
-        return {"epochs": self.accounts().as_json(), "ended": self._ended}
+        """`accounts`, as plain values, the last validation's, and the epoch that was over last."""
+        return {"epochs": self.accounts().as_json(), "heldout": self._heldout, "ended": self._ended}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._before, self._ended = state_dict["epochs"], state_dict["ended"]
+        self._heldout = state_dict["heldout"]
         if self._ended is not None:
             before = Accounts()
             before.add(self._before)
             self._over = self._too_many(before, self._ended, exactly=True)
 
-
-def _write(trainer: Trainer, accounts: Accounts) -> None:
-    """Write `ledger.json`: all rows, by source, by epoch and source, and what the readers made of the files."""
-    if not trainer.is_global_zero:
-        return
-    sources = accounts.by_source()
-    content = total(sources.values()).as_json()
-    content |= {"sources": {name: account.as_json() for name, account in sources.items()}, "epochs": accounts.as_json()}
-    if isinstance(data := getattr(trainer, "datamodule", None), MacawDataModule):
-        content["read"] = [tally.as_json() for tally in data.ledger]
-    path = Path(trainer.default_root_dir) / "ledger.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    def _write(self, trainer: Trainer, accounts: Accounts) -> None:
+        """Write `ledger.json`: all rows, by source, by epoch and source, and what the readers made of the files."""
+        if not trainer.is_global_zero:
+            return
+        sources = accounts.by_source()
+        content = total(sources.values()).as_json()
+        content |= {
+            "sources": {name: account.as_json() for name, account in sources.items()},
+            "epochs": accounts.as_json(),
+        }
+        if self._heldout:
+            content["heldout"] = self._heldout
+        if isinstance(data := getattr(trainer, "datamodule", None), MacawDataModule):
+            content["read"] = [tally.as_json() for tally in data.ledger]
+        path = Path(trainer.default_root_dir) / "ledger.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 class PrintWeights(Callback):

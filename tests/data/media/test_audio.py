@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import librosa
@@ -164,3 +165,23 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path: Path, clip: Clip) -> 
                 outcomes.add(error.cause)
     assert outcomes <= {"float32", *CAUSES}
     assert len(outcomes) > 2
+
+
+def test_channels_that_change_on_the_way(tmp_path: Path) -> None:
+    """ADTS files may be joined as they are: two channels, then one, as broadcasts do between programmes."""
+    joined = tmp_path / "a.aac"
+    for layout, channels in (("stereo", 2), ("mono", 1)):
+        part = tmp_path / f"{layout}.aac"
+        with av.open(str(part), "w") as container:
+            stream: Any = container.add_stream("aac", rate=16_000, layout=layout)
+            wave = np.ascontiguousarray(np.tile(tone(1.0), (channels, 1)))
+            frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout=layout)
+            frame.sample_rate = 16_000
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        with joined.open("ab") as file:
+            file.write(part.read_bytes())
+    wave = load_audio(joined)
+    assert len(wave) == pytest.approx(32_000, abs=4 * 1024)  # each part is padded to whole AAC frames of 1024
+    for half in (wave[4_000:12_000], wave[-12_000:-4_000]):
+        assert pitch_of(half) == pytest.approx(440, abs=5)  # bins of 2 Hz

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from macaw_lit.data.media import CAUSES, Limits, load_image
+from macaw_lit.data.media import CAUSES, Limits, load_image, probe
 from macaw_lit.errors import MediaError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -170,3 +170,14 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path: Path) -> None:
                 outcomes.add(error.cause)
     assert outcomes <= {"uint8", "truncated", "unreadable", "too_large"}
     assert len(outcomes) > 1
+
+
+def test_damage_behind_the_first_frame_does_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "a.gif"
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue", "green")]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100)
+    whole = path.read_bytes()
+    second = [place for place in range(len(whole)) if whole[place : place + 2] == b"\x21\xf9"][1]
+    path.write_bytes(whole[: second + 18])  # 8 bytes of graphic control and 10 of the frame's own header
+    assert load_image(path).shape == (4, 4, 3)
+    assert "animated" in probe(path, "image")

@@ -60,6 +60,13 @@ def test_questions_meet_their_answers_and_pictures(root: Path) -> None:
     assert third.turns[0].media[0].path == root / "own.png"
 
 
+@pytest.mark.parametrize("people", [None, 5, True, "red", {"answer": "red"}, [5]])
+def test_answers_that_are_no_list_of_answers_do_no_harm(root: Path, people: Any) -> None:
+    (found,) = vqa.read(write(root, [question(42000)], [answer(42000, answers=people)]), root)
+    assert isinstance(found, Sample)
+    assert (found.turns[1].text, found.meta["refs"]) == ("red", [])
+
+
 def test_bad_rows_are_rejected_by_cause(root: Path) -> None:
     rows = [
         question(1),

@@ -119,7 +119,8 @@ def sound_stream(path: Place, container: Any, limits: Limits) -> tuple[Any, floa
 def _decode(container: Any, stream: Any, max_seconds: float) -> tuple[np.ndarray, int]:
     """Samples of a stream from time 0 on, mono, and their rate."""
     rate, wanted = stream.rate, int(max_seconds * stream.rate)
-    mono = av.AudioResampler(format="fltp", layout="mono", rate=rate)
+    mono: Any = None
+    before: tuple[str, str, int] | None = None
     pieces: list[np.ndarray] = []
     total = 0
     for packet in container.demux(stream):
@@ -129,6 +130,9 @@ def _decode(container: Any, stream: Any, max_seconds: float) -> tuple[np.ndarray
             continue  # players pass over one damaged packet; the caller judges by the whole length
         for frame in frames:
             early = -min(0, round(frame.time * rate)) if frame.time is not None else 0  # encoder's priming
+            form = (frame.format.name, frame.layout.name, frame.sample_rate)
+            if form != before:  # by damage, or where a broadcast goes from six channels to two
+                mono, before = av.AudioResampler(format="fltp", layout="mono", rate=rate), form
             for part in mono.resample(frame):
                 pieces.append(part.to_ndarray()[0, early:])
                 total += pieces[-1].size

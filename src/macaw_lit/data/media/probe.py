@@ -86,12 +86,19 @@ def _probe_picture(path: Place, limits: Limits) -> list[str]:
                 "cmyk": mode in ("CMYK", "YCCK"),
                 "sixteen_bit": mode.startswith("I"),
                 "palette": mode in ("P", "PA"),
-                "animated": form != "MPO" and getattr(picture, "is_animated", False),
+                "animated": form != "MPO" and _is_animated(picture),
             }
         complete = form not in ENDS or ENDS[form] in _tail(file)
     if not complete:
         load_image(path, limits)
     return [oddity for oddity, holds in found.items() if holds]
+
+
+def _is_animated(picture: Image.Image) -> bool:
+    try:
+        return bool(getattr(picture, "is_animated", False))
+    except Exception:  # Pillow's parsers raise nearly anything: damage behind the first frame, which alone is used
+        return True
 
 
 def _suffix(path: Place) -> str:

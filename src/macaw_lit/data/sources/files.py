@@ -122,7 +122,7 @@ def csv_rows(path: Path | str, required: Sequence[str]) -> Iterator[tuple[str, d
     Raises:
         DataError: the file cannot be read, lacks a required column or breaks the CSV rules.
     """
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)  # or an open quote eats rows
     try:
         missing = [name for name in required if name not in (reader.fieldnames or ())]
         if missing:

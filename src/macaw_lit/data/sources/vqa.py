@@ -48,7 +48,8 @@ def read(
             raise RowError("missing_key", f"image_id {picture!r} is no number of a picture")
         turns = (Turn("user", question, roots.refs("image", name)), Turn("assistant", response))
         given = answer.get("answers")
-        refs = [each["answer"] for each in given if isinstance(each, Mapping) and "answer" in each] if given else []
+        people = given if isinstance(given, list) else []
+        refs = [each["answer"] for each in people if isinstance(each, Mapping) and "answer" in each]
         meta = rest(row, "question") | rest(answer, "answers", "multiple_choice_answer") | {"refs": refs}
         return Sample(turns, f"{source}/{picture}/{key}", source, meta)
 
