@@ -79,3 +79,29 @@ def test_hours_are_unknown_where_only_the_data_knows(settings: dict[str, Any]) -
     assert planned(settings, data={**settings["data"], **one}).hours is None
     stopped = planned(settings, data={**settings["data"], **one}, trainer={**settings["trainer"], "max_steps": 7})
     assert stopped.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("sources", "rows_per_epoch", "trainer", "steps"),
+    [
+        ({"a": {"count": 60}, "b": {"count": 41}}, None, {}, 3 * 26),  # 101 rows in batches of 4
+        ({"a": {"weight": 2}, "b": {"weight": 1}}, 100, {}, 3 * 25),
+        ({"a": {"count": 101}}, None, {"devices": 2, "accumulate_grad_batches": 3}, 3 * 5),  # 50 rows each: 13 batches
+        ({"a": {"count": 101}}, None, {"limit_train_batches": 0.5}, 3 * 13),
+        ({"a": {"count": 101}}, None, {"limit_train_batches": 7, "max_steps": 20}, 20),
+    ],
+)
+def test_steps_are_those_that_the_data_module_will_deal_out(
+    settings: dict[str, Any],
+    sources: dict[str, Any],
+    rows_per_epoch: int | None,
+    trainer: dict[str, Any],
+    steps: int,
+) -> None:
+    data = {**settings["data"], "train": sources, "rows_per_epoch": rows_per_epoch, "batch_size": 4}
+    assert planned(settings, data=data, trainer={**settings["trainer"], **trainer}).steps == steps
+
+
+def test_weights_that_the_data_module_would_refuse_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"set data\.rows_per_epoch"):
+        planned(settings, data={**settings["data"], "train": {"a": {"weight": 1}}})

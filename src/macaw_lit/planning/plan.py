@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
+from macaw_lit.data.mix import counts_of
 from macaw_lit.errors import ConfigError
 from macaw_lit.model import Macaw
 from macaw_lit.planning.memory import Counts, Layout, demand, layout_of, offloaded, resident
@@ -93,7 +94,7 @@ def make_plan(cfg: Mapping[str, Any]) -> Plan:
     reserve = int(cfg["reserve_gib"] * GIB) if layout.gpu else 0
     moment, memory = demand(layout, counts, step)
     rows = batch_size * layout.world * layout.accumulate
-    flops, steps = step.flops * layout.world * layout.accumulate, _steps(cfg, rows)
+    flops, steps = step.flops * layout.world * layout.accumulate, _steps(cfg, layout)
     peak = layout.world * cfg["peak_tflops"] * 1e12
     size, optimizer = layout.dtype.itemsize, resident(Layout("plain", 1, layout.dtype), counts)["optimizer states"]
     masters = 4 * (counts.trained + counts.states)
@@ -175,13 +176,18 @@ def _states(model: Macaw, optim: Mapping[str, Any]) -> int:
     return found
 
 
-def _steps(cfg: Mapping[str, Any], rows: int) -> int | None:
+def _steps(cfg: Mapping[str, Any], layout: Layout) -> int | None:
     """Optimizer steps of the run; None where only the data files know."""
-    trainer, counts = cfg["trainer"], [source.get("count") for source in cfg["data"]["train"].values()]
+    trainer, data = cfg["trainer"], cfg["data"]
+    shares = {name: (source.get("count"), source.get("weight")) for name, source in data["train"].items()}
+    counts = counts_of(shares, data.get("rows_per_epoch"))
     stop = trainer["max_steps"] if trainer["max_steps"] >= 0 else None
     if None in counts or trainer["max_epochs"] in (None, -1):
         return stop
-    steps = math.ceil(sum(counts) / rows) * trainer["max_epochs"]
+    batches = math.ceil(sum(filter(None, counts)) // layout.world / data["batch_size"])
+    limit = trainer["limit_train_batches"]
+    batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+    steps = math.ceil(batches / layout.accumulate) * trainer["max_epochs"]
     return steps if stop is None else min(stop, steps)
 
 
