@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
+from macaw_lit.arguments import check
 from macaw_lit.data.datamodule import MacawDataModule
 from macaw_lit.errors import ConfigError
 from macaw_lit.model import Macaw
@@ -19,6 +21,42 @@ from macaw_lit.types import Sample
 
 _build = partial(instantiate, _convert_="all")
 """Without `all`, a built object within a mapping comes back wrapped in a DictConfig if it is a dataclass."""
+
+
+_LEAST = {
+    "accumulate_grad_batches": 1,
+    "num_nodes": 1,
+    "log_every_n_steps": 0,
+    "gradient_clip_val": 0,
+    "max_epochs": -1,
+    "max_steps": -1,
+}
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Refuse what can be told to be wrong before anything is built.
+
+    Raises:
+        ConfigError: a setting that is not known, of another type, or out of its range.
+    """
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    seed, threads, warmup, trainer = (settings[name] for name in ("seed", "threads", "warmup_ratio", "trainer"))
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ConfigError(f"seed={seed}: expected a whole number from 0 to {2**32 - 1}")
+    if threads is not None and not (isinstance(threads, int) and threads > 0):
+        raise ConfigError(f"threads={threads}: expected a whole number of at least 1, or null")
+    if not (isinstance(warmup, int | float) and 0 <= warmup <= 1):
+        raise ConfigError(f"warmup_ratio={warmup}: expected a share of the steps, from 0 to 1")
+    for name in ("checkpointing", "compiled"):
+        if not isinstance(settings[name], list):
+            raise ConfigError(f"{name}={settings[name]}: expected a list of the model's parts, such as [llm]")
+    for name in ("model", "data", "optim", "trainer", "callbacks", "logger"):
+        check(settings.get(name), name)
+    for name, least in _LEAST.items():
+        if (value := trainer.get(name)) is not None and value < least:
+            raise ConfigError(f"trainer.{name}={value}: expected at least {least}")
+    if not (isinstance(trainer["devices"], list) or re.fullmatch(r"auto|-1|0*[1-9]\d*", str(trainer["devices"]))):
+        raise ConfigError(f"trainer.devices={trainer['devices']}: expected how many, such as 1, -1 for all, or a list")
 
 
 def set_up(cfg: DictConfig) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
+from macaw_lit.arguments import check
 from macaw_lit.data.mix import counts_of
 from macaw_lit.errors import ConfigError
 from macaw_lit.model import Macaw
@@ -73,6 +74,7 @@ def make_plan(cfg: Mapping[str, Any]) -> Plan:
     for name in ("gpu_gib", "peak_tflops", "mfu"):
         if not isinstance(cfg[name], int | float) or not 0 < cfg[name] < math.inf:
             raise ConfigError(f"{name}={cfg[name]}: expected a number above 0")
+    check(cfg["optim"], "optim")
     layout, batch_size = layout_of(cfg["trainer"]), cfg["data"]["batch_size"]
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigError(f"data.batch_size={batch_size}: expected a whole number of at least 1")
