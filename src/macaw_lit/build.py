@@ -3,7 +3,9 @@
 import logging
 import os
 import re
+import time
 from functools import partial
+from threading import Thread
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ _build = partial(instantiate, _convert_="all")
 """Without `all`, a built object within a mapping comes back wrapped in a DictConfig if it is a dataclass."""
 
 
+_GRACE = 10  # seconds; a process that is about to end by itself may
 _LEAST = {
     "accumulate_grad_batches": 1,
     "num_nodes": 1,
@@ -61,11 +64,24 @@ def check_settings(cfg: DictConfig) -> None:
 
 def set_up(cfg: DictConfig) -> None:
     """Seed every generator of this process and its workers, bound its threads, let Lightning speak of faults only."""
+    if "LOCAL_RANK" in os.environ:
+        Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     logging.getLogger("lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     seed_everything(cfg.seed, workers=True, verbose=False)
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this process after the one that started it, which may be killed without a word to its others.
+
+    They would wait for it in a collective operation for as long as that has patience, 30 minutes with NCCL.
+    """
+    while os.getppid() == parent:
+        time.sleep(1)
+    time.sleep(_GRACE)
+    os._exit(1)
 
 
 def build_module(cfg: DictConfig) -> MacawModule:

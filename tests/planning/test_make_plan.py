@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from macaw_lit.cli import conf_dir
 from macaw_lit.errors import ConfigError
 from macaw_lit.model import Macaw
-from macaw_lit.planning.plan import Plan, make_plan
+from macaw_lit.planning.plan import Plan, _count, make_plan
 from macaw_lit.training.adapt import adapt
 from macaw_lit.training.optim import MuonAdamW, adamw
 
@@ -105,3 +105,13 @@ def test_steps_are_those_that_the_data_module_will_deal_out(
 def test_weights_that_the_data_module_would_refuse_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"set data\.rows_per_epoch"):
         planned(settings, data={**settings["data"], "train": {"a": {"weight": 1}}})
+
+
+def test_a_list_within_a_block_is_counted_with_it(settings: dict[str, Any], model: Macaw) -> None:
+    """As experts in a layer may be; what is gathered for the whole pass must not be less than nothing."""
+    before = _count(model, settings["optim"])
+    layer = next(part for part in model.llm.modules() if isinstance(part, torch.nn.ModuleList))[0]
+    layer.experts = torch.nn.ModuleList([torch.nn.Linear(100, 100, bias=False) for _ in range(4)])
+    after = _count(model, settings["optim"])
+    assert (after.all, after.root) == (before.all + 40_000, before.root)
+    assert after.block == sum(parameter.numel() for parameter in layer.parameters()) > 40_000

@@ -18,6 +18,7 @@ from macaw_lit.errors import ConfigError
 from macaw_lit.model import Macaw
 from macaw_lit.planning.memory import Counts, Layout, demand, layout_of, offloaded, resident
 from macaw_lit.planning.step import Row, Step, fullest_row, trace
+from macaw_lit.training.blocks import blocks_of, recompute
 
 GIB = 2**30
 _OPTIMIZERS = "macaw_lit.training.optim"
@@ -81,10 +82,7 @@ def make_plan(cfg: Mapping[str, Any]) -> Plan:
     model = _blueprint(cfg["model"], cfg["unnamed_llm"])
     base = sum(parameter.numel() for parameter in model.parameters())
     frozen = _adapted(model, cfg["model"]["adapt"])
-    if cfg["checkpointing"]:
-        from macaw_lit.training.blocks import recompute  # seconds of imports
-
-        recompute(model, cfg["checkpointing"])
+    recompute(model, cfg["checkpointing"])
     model.train()
     for part in frozen:
         part.eval()
@@ -158,8 +156,7 @@ def _sizes(part: nn.Module) -> tuple[int, int]:
 
 def _count(model: Macaw, optim: Mapping[str, Any]) -> Counts:
     trained, everything = _sizes(model)
-    units = [block for part in model.llm.modules() if isinstance(part, nn.ModuleList) for block in part]
-    alone = [_sizes(unit)[1] for unit in (*units, *model.encoders.values())]
+    alone = [_sizes(unit)[1] for unit in (*blocks_of(model.llm), *model.encoders.values())]
     largest = max(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return Counts(everything, trained, _states(model, optim), largest, everything - sum(alone), max(alone))
 
