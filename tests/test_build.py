@@ -4,6 +4,7 @@ import logging
 import os
 import random
 import select
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -137,13 +138,15 @@ def test_heldout_rows_need_no_model(cfg, tiny_run):
         assert not any("train" in Path(ref.path).parts for turn in sample.turns for ref in turn.media)
 
 
-def test_a_process_ends_after_the_one_that_started_it(monkeypatch):
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_a_process_ends_after_the_one_that_started_it(monkeypatch, stubborn):
     """Of two forked ones the second would sleep for ever, and holds a pipe as long as it lives."""
     monkeypatch.setattr(build, "_GRACE", 0)
     alive, held = os.pipe()
     if not (starter := os.fork()):
         if not os.fork():
-            build._end_with_parent(os.getppid())
+            signal.signal(signal.SIGTERM, signal.SIG_IGN if stubborn else signal.SIG_DFL)
+            build._end_with_starter(os.getppid())
         time.sleep(0.5)
         os._exit(0)
     os.close(held)

@@ -3,8 +3,10 @@
 import logging
 import os
 import re
+import signal
 import time
 from functools import partial
+from multiprocessing import current_process
 from threading import Thread
 from typing import Any
 
@@ -25,7 +27,7 @@ _build = partial(instantiate, _convert_="all")
 """Without `all`, a built object within a mapping comes back wrapped in a DictConfig if it is a dataclass."""
 
 
-_GRACE = 10  # seconds; a process that is about to end by itself may
+_GRACE = 20  # seconds, to save in
 _LEAST = {
     "accumulate_grad_batches": 1,
     "num_nodes": 1,
@@ -64,8 +66,8 @@ def check_settings(cfg: DictConfig) -> None:
 
 def set_up(cfg: DictConfig) -> None:
     """Seed every generator of this process and its workers, bound its threads, let Lightning speak of faults only."""
-    if "LOCAL_RANK" in os.environ:
-        Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    if "LOCAL_RANK" in os.environ or current_process().name != "MainProcess":  # a rank, or a job of joblib
+        Thread(target=_end_with_starter, args=(os.getppid(),), daemon=True).start()
     logging.getLogger("lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     if cfg.threads:
@@ -73,13 +75,15 @@ def set_up(cfg: DictConfig) -> None:
     seed_everything(cfg.seed, workers=True, verbose=False)
 
 
-def _end_with_parent(parent: int) -> None:
+def _end_with_starter(starter: int) -> None:
     """End this process after the one that started it, which may be killed without a word to its others.
 
-    They would wait for it in a collective operation for as long as that has patience, 30 minutes with NCCL.
+    A job of a sweep saves first, as on SIGTERM. A rank would wait for the dead one in a collective operation, for as
+    long as that has patience: 30 minutes with NCCL.
     """
-    while os.getppid() == parent:
+    while os.getppid() == starter:
         time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_GRACE)
     os._exit(1)
 

@@ -77,6 +77,8 @@ def main(cfg: DictConfig) -> float | None:
         raise SystemExit(0) from None  # of a sweep too, whose next job must not begin
     if not trainer.is_global_zero:
         return None
+    if profile := trainer.profiler.summary():  # Lightning tells it a log that is silent
+        print(profile)
     print(folder)
     _settle(trainer)
     metrics = _metrics(trainer, report, folder) | {"seconds": round(time.monotonic() - begun, 1)}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from macaw_lit.errors import ConfigError
@@ -91,6 +92,14 @@ def test_checkpoints_are_written_by_steps_by_the_clock_and_at_the_end(make_data,
         trainer.fit(MacawModule(sizes, sgd), make_data([Path()] * ROWS))
         assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", *names]
         assert (folder / "last.ckpt").readlink() == Path("step0000005.ckpt")
+
+
+def test_lightning_s_own_callback_may_keep_the_best_beside(make_data, make_trainer, sizes, tmp_path):
+    best = ModelCheckpoint(tmp_path / "best", monitor="train/loss", save_top_k=1, every_n_train_steps=2)
+    trainer = make_trainer(Checkpoints(str(tmp_path / "own")), best, max_steps=4)
+    trainer.fit(MacawModule(sizes, sgd), make_data([Path()] * ROWS))
+    (path,) = (tmp_path / "best").iterdir()
+    assert torch.load(path, weights_only=True)["global_step"] in (2, 4)
 
 
 def test_a_process_that_is_alone_asks_nobody_when_to_save(fit, monkeypatch, tmp_path):

@@ -43,6 +43,7 @@ class InPlace(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         try:
             with Path(path).open("wb") as file:
                 torch.save(checkpoint, file)
