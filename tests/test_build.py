@@ -3,6 +3,9 @@
 import logging
 import os
 import random
+import select
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from macaw_lit import build
 from macaw_lit.build import attach, build_data, build_module, build_trainer, heldout_samples, set_up
 from macaw_lit.cli import conf_dir
 from macaw_lit.data.datamodule import MacawDataModule, Source
@@ -151,3 +155,21 @@ def test_heldout_rows_need_no_model(cfg, tiny_run):
     assert all("type" in sample.meta for sample in samples)
     for sample in samples:
         assert not any("train" in Path(ref.path).parts for turn in sample.turns for ref in turn.media)
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_a_process_ends_after_the_one_that_started_it(monkeypatch, stubborn):
+    """Of two forked ones the second would sleep for ever, and holds a pipe as long as it lives."""
+    monkeypatch.setattr(build, "_GRACE", 0)
+    alive, held = os.pipe()
+    if not (starter := os.fork()):
+        if not os.fork():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN if stubborn else signal.SIG_DFL)
+            build._end_with_starter(os.getppid())
+        time.sleep(0.5)
+        os._exit(0)
+    os.close(held)
+    os.waitpid(starter, 0)
+    assert select.select([alive], [], [], 30)[0], "it lives on"
+    assert os.read(alive, 1) == b""
+    os.close(alive)

@@ -13,9 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from macaw_lit.arguments import nearest
 from macaw_lit.cli import command, conf_dir, literal, print_config, require_all, run_folder
 from macaw_lit.errors import ConfigError, MediaError
-from macaw_lit.hints import nearest
 
 TEXT = ("model.path", "instruction")
 PATHS = ("image", "video", "audio")

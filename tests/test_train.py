@@ -188,7 +188,9 @@ def test_a_sweep_makes_a_folder_for_each_seed(train, tmp_path):
 @pytest.mark.slow
 def test_fast_dev_run_leaves_no_checkpoint_and_no_metrics(call, tiny_run, tmp_path):
     words = [word for word in tiny_run.words if not word.startswith(("trainer", "data"))]
-    last, _ = run_of(call(main, tiny_run.root, *words, "debug=fdr", f"hydra.run.dir={tmp_path}/try"))
+    done = call(main, tiny_run.root, *words, "debug=fdr", "trainer.profiler=simple", f"hydra.run.dir={tmp_path}/try")
+    last, _ = run_of(done)
+    assert "run_training_epoch" in done[1], "the profiler's table"
     assert last == f"{tmp_path}/try"
     found = {path.name for path in (tmp_path / "try").iterdir()}
     assert found == {".hydra", "config.yaml", "ledger.json"}

@@ -2,7 +2,12 @@
 
 import logging
 import os
+import re
+import signal
+import time
 from functools import partial
+from multiprocessing import current_process
+from threading import Thread
 from typing import Any
 
 import torch
@@ -10,6 +15,7 @@ from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
+from macaw_lit.arguments import check
 from macaw_lit.data.datamodule import MacawDataModule
 from macaw_lit.errors import ConfigError
 from macaw_lit.model import Macaw
@@ -21,13 +27,65 @@ _build = partial(instantiate, _convert_="all")
 """Without `all`, a built object within a mapping comes back wrapped in a DictConfig if it is a dataclass."""
 
 
+_GRACE = 20  # seconds, to save in
+_LEAST = {
+    "accumulate_grad_batches": 1,
+    "num_nodes": 1,
+    "log_every_n_steps": 0,
+    "gradient_clip_val": 0,
+    "max_epochs": -1,
+    "max_steps": -1,
+}
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Refuse what can be told to be wrong before anything is built.
+
+    Raises:
+        ConfigError: a setting that is not known, of another type, or out of its range.
+    """
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    seed, threads, warmup, trainer = (settings[name] for name in ("seed", "threads", "warmup_ratio", "trainer"))
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ConfigError(f"seed={seed}: expected a whole number from 0 to {2**32 - 1}")
+    if threads is not None and not (isinstance(threads, int) and threads > 0):
+        raise ConfigError(f"threads={threads}: expected a whole number of at least 1, or null")
+    if not (isinstance(warmup, int | float) and 0 <= warmup <= 1):
+        raise ConfigError(f"warmup_ratio={warmup}: expected a share of the steps, from 0 to 1")
+    for name in ("checkpointing", "compiled"):
+        if not isinstance(settings[name], list):
+            raise ConfigError(f"{name}={settings[name]}: expected a list of the model's parts, such as [llm]")
+    for name in ("model", "data", "optim", "trainer", "callbacks", "logger"):
+        check(settings.get(name), name)
+    for name, least in _LEAST.items():
+        if (value := trainer.get(name)) is not None and value < least:
+            raise ConfigError(f"trainer.{name}={value}: expected at least {least}")
+    if not (isinstance(trainer["devices"], list) or re.fullmatch(r"auto|-1|0*[1-9]\d*", str(trainer["devices"]))):
+        raise ConfigError(f"trainer.devices={trainer['devices']}: expected how many, such as 1, -1 for all, or a list")
+
+
 def set_up(cfg: DictConfig) -> None:
     """Seed every generator of this process and its workers, bound its threads, let Lightning speak of faults only."""
+    if "LOCAL_RANK" in os.environ or current_process().name != "MainProcess":  # a rank, or a job of joblib
+        Thread(target=_end_with_starter, args=(os.getppid(),), daemon=True).start()
     logging.getLogger("lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     seed_everything(cfg.seed, workers=True, verbose=False)
+
+
+def _end_with_starter(starter: int) -> None:
+    """End this process after the one that started it, which may be killed without a word to its others.
+
+    A job of a sweep saves first, as on SIGTERM. A rank would wait for the dead one in a collective operation, for as
+    long as that has patience: 30 minutes with NCCL.
+    """
+    while os.getppid() == starter:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE)
+    os._exit(1)
 
 
 def build_module(cfg: DictConfig) -> MacawModule:

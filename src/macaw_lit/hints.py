@@ -2,9 +2,8 @@
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from difflib import SequenceMatcher
 from pathlib import Path
 
 import yaml
@@ -28,9 +27,8 @@ from omegaconf.errors import (
     ValidationError,
 )
 
+from macaw_lit.arguments import nearest
 from macaw_lit.errors import MacawError, in_one_line
-
-SIMILAR = 0.6  # SequenceMatcher ratio from which a name is worth suggesting
 
 
 def explain(error: Exception, conf: Path, name: str, overrides: Sequence[str]) -> str | None:
@@ -60,18 +58,6 @@ def explain(error: Exception, conf: Path, name: str, overrides: Sequence[str]) -
         groups = [key for key in keys if (conf / key).is_dir()]
         return f"a group cannot be null; leave it out with {' or '.join(f'~{group}' for group in groups)}"
     return _first(error) if isinstance(error, HydraException) else None
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return the known name most like `word`, judged by the whole dotted name and by its last part; None if none is."""
-
-    def likeness(other: str) -> float:
-        whole = SequenceMatcher(None, word, other).ratio()
-        last = SequenceMatcher(None, word.rpartition(".")[2], other.rpartition(".")[2]).ratio()
-        return (whole + last) / 2
-
-    best = max(known, key=likeness, default=None)
-    return best if best is not None and likeness(best) >= SIMILAR else None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -143,5 +129,7 @@ def _wrong_argument(error: InstantiationException) -> str | None:
     if missing := re.search(r"missing .*required .*argument[^']*('[^\n]+')", text):
         return f"{missing[1]}: {target} needs it; add it to the config"
     if isinstance(error.__cause__, ValueError | ImportError):  # a wrong value, or an extra that is not installed
-        return f"{target} cannot be built ({in_one_line(error.__cause__)})"
+        extra = isinstance(error.__cause__, ImportError) and ".loggers." in target
+        remedy = "; pip install 'macaw-lit[loggers]'" if extra else ""
+        return f"{target} cannot be built ({in_one_line(error.__cause__)}){remedy}"
     return None

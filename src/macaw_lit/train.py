@@ -48,10 +48,11 @@ def main(cfg: DictConfig) -> float | None:
         what `optimized_metric` names, in the first process, if it was measured.
     """
     # Heavy imports wait until the configuration is known to be sound.
-    from macaw_lit.build import attach, build_data, build_module, build_trainer, set_up
+    from macaw_lit.build import attach, build_data, build_module, build_trainer, check_settings, set_up
     from macaw_lit.training.checkpoints import Stopped
 
     folder, begun = run_folder(), time.monotonic()
+    check_settings(cfg)
     _check(cfg, folder / "checkpoints")
     print_config(cfg, folder)
     ckpt_path = _start(cfg, folder / "checkpoints")
@@ -76,6 +77,8 @@ def main(cfg: DictConfig) -> float | None:
         raise SystemExit(0) from None  # of a sweep too, whose next job must not begin
     if not trainer.is_global_zero:
         return None
+    if profile := trainer.profiler.summary():  # Lightning tells it a log that is silent
+        print(profile)
     print(folder)
     _settle(trainer)
     metrics = _metrics(trainer, report, folder) | {"seconds": round(time.monotonic() - begun, 1)}
@@ -136,7 +139,7 @@ def _check(cfg: DictConfig, folder: Path) -> None:
         raise ConfigError(
             f"{folder.parent} holds a run, whose checkpoint {found[0].name} would be overwritten: {remedy}"
         )
-    if cfg.ckpt_path not in (None, "auto") and not Path(cfg.ckpt_path).exists():
+    if cfg.ckpt_path not in (None, "auto") and not Path(str(cfg.ckpt_path)).exists():
         wanted = "expected a checkpoint such as logs/train/runs/<time>/checkpoints/last.ckpt, or auto"
         raise ConfigError(f"ckpt_path={cfg.ckpt_path}: no such file; {wanted}")
     if cfg.get("evaluation"):
@@ -152,7 +155,7 @@ def _start(cfg: DictConfig, folder: Path) -> str | None:
     from macaw_lit.training.checkpoint_files import newest
 
     if cfg.ckpt_path != "auto":
-        return cfg.ckpt_path and str(Path(cfg.ckpt_path).resolve())
+        return None if cfg.ckpt_path is None else str(Path(str(cfg.ckpt_path)).resolve())
     path, damaged = newest(folder)
     for line in damaged:
         _say(line)

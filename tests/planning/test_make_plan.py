@@ -12,7 +12,7 @@ from macaw_lit.cli import conf_dir
 from macaw_lit.data.collate import lay_out
 from macaw_lit.errors import ConfigError
 from macaw_lit.model import Macaw
-from macaw_lit.planning.plan import Plan, make_plan
+from macaw_lit.planning.plan import Plan, _count, make_plan
 from macaw_lit.training.adapt import adapt
 from macaw_lit.training.optim import MuonAdamW, adamw
 
@@ -92,3 +92,39 @@ def test_packing_changes_nothing_for_rows_that_are_all_alike_and_is_refused_wher
     sizes = {**settings["model"], "llm": {**settings["model"]["llm"], "config": bloom}}
     with pytest.raises(ConfigError, match="of type bloom is not known to keep packed samples apart"):
         planned({**settings, "model": sizes}, data=packed)
+
+
+@pytest.mark.parametrize(
+    ("sources", "rows_per_epoch", "trainer", "steps"),
+    [
+        ({"a": {"count": 60}, "b": {"count": 41}}, None, {}, 3 * 26),  # 101 rows in batches of 4
+        ({"a": {"weight": 2}, "b": {"weight": 1}}, 100, {}, 3 * 25),
+        ({"a": {"count": 101}}, None, {"devices": 2, "accumulate_grad_batches": 3}, 3 * 5),  # 50 rows each: 13 batches
+        ({"a": {"count": 101}}, None, {"limit_train_batches": 0.5}, 3 * 13),
+        ({"a": {"count": 101}}, None, {"limit_train_batches": 7, "max_steps": 20}, 20),
+    ],
+)
+def test_steps_are_those_that_the_data_module_will_deal_out(
+    settings: dict[str, Any],
+    sources: dict[str, Any],
+    rows_per_epoch: int | None,
+    trainer: dict[str, Any],
+    steps: int,
+) -> None:
+    data = {**settings["data"], "train": sources, "rows_per_epoch": rows_per_epoch, "batch_size": 4}
+    assert planned(settings, data=data, trainer={**settings["trainer"], **trainer}).steps == steps
+
+
+def test_weights_that_the_data_module_would_refuse_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"set data\.rows_per_epoch"):
+        planned(settings, data={**settings["data"], "train": {"a": {"weight": 1}}})
+
+
+def test_a_list_within_a_block_is_counted_with_it(settings: dict[str, Any], model: Macaw) -> None:
+    """As experts in a layer may be; what is gathered for the whole pass must not be less than nothing."""
+    before = _count(model, settings["optim"])
+    layer = next(part for part in model.llm.modules() if isinstance(part, torch.nn.ModuleList))[0]
+    layer.experts = torch.nn.ModuleList([torch.nn.Linear(100, 100, bias=False) for _ in range(4)])
+    after = _count(model, settings["optim"])
+    assert (after.all, after.root) == (before.all + 40_000, before.root)
+    assert after.block == sum(parameter.numel() for parameter in layer.parameters()) > 40_000

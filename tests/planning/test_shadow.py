@@ -87,3 +87,28 @@ def test_what_is_shared_stays_shared() -> None:
     second.weight = first.weight
     both = shadow(nn.ModuleList([first, second]), Ledger(), torch.float32)
     assert both[0].weight is both[1].weight
+
+
+def test_a_kernel_is_asked_once_for_shapes_that_come_again() -> None:
+    ledger, calls = Ledger(), []
+
+    def kernel(*args: torch.Tensor) -> torch.Tensor:
+        calls.append(args)
+        return torch.ops.aten.mm.default(*args)
+
+    kernel._overloadpacket = torch.ops.aten.mm  # type: ignore[attr-defined]
+    first, second, other = (torch.empty(*shape, device="meta") for shape in ((3, 4), (4, 5), (4, 6)))
+    made = [ledger.run(kernel, pair, {}) for pair in ((first, second), (first, second), (first, other))]
+    assert len(calls) == 2
+    assert [tuple(each.shape) for each in made] == [(3, 5), (3, 5), (3, 6)]
+    assert ledger.flops == 2 * 3 * 4 * (5 + 5 + 6)
+    assert made[0].untyped_storage()._cdata != made[1].untyped_storage()._cdata
+
+
+def test_what_is_asked_once_tells_types_and_views_apart() -> None:
+    ledger = Ledger()
+    whole = of(4, ledger=ledger, dtype=torch.int64)
+    assert [(whole * factor).dtype for factor in (2, 2.0, 2)] == [torch.int64, torch.float32, torch.int64]
+    before = sum(ledger.live.values())
+    views = [whole.view(2, 2), whole.view(2, 2), whole[1:]]
+    assert sum(ledger.live.values()) == before, views

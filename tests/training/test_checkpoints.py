@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from macaw_lit.errors import ConfigError
 from macaw_lit.training import checkpoints
@@ -90,6 +92,26 @@ def test_checkpoints_are_written_by_steps_by_the_clock_and_at_the_end(make_data,
         trainer.fit(MacawModule(sizes, sgd), make_data([Path()] * ROWS))
         assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", *names]
         assert (folder / "last.ckpt").readlink() == Path("step0000005.ckpt")
+
+
+def test_lightning_s_own_callback_may_keep_the_best_beside(make_data, make_trainer, sizes, tmp_path):
+    best = ModelCheckpoint(tmp_path / "best", monitor="train/loss", save_top_k=1, every_n_train_steps=2)
+    trainer = make_trainer(Checkpoints(str(tmp_path / "own")), best, max_steps=4)
+    trainer.fit(MacawModule(sizes, sgd), make_data([Path()] * ROWS))
+    (path,) = (tmp_path / "best").iterdir()
+    assert torch.load(path, weights_only=True)["global_step"] in (2, 4)
+
+
+def test_a_process_that_is_alone_asks_nobody_when_to_save(fit, monkeypatch, tmp_path):
+    """An answer would have to be waited for at every step."""
+
+    def reduce(self: object, tensor: object, *_: object, reduce_op: str = "mean") -> object:
+        assert reduce_op != "max"
+        return tensor
+
+    monkeypatch.setattr(SingleDeviceStrategy, "reduce", reduce)
+    fit("alone", max_steps=2)
+    assert (tmp_path / "alone" / "step0000001.ckpt").is_file()
 
 
 @pytest.mark.parametrize("settings", [{"every_n_train_steps": 0}, {"every_n_minutes": -1}, {"keep": 0}])

@@ -12,10 +12,13 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
+from macaw_lit.arguments import check
+from macaw_lit.data.mix import counts_of
 from macaw_lit.errors import ConfigError
 from macaw_lit.model import Macaw
 from macaw_lit.planning.memory import Counts, Layout, demand, layout_of, offloaded, resident
 from macaw_lit.planning.step import Row, Step, fullest_row, trace
+from macaw_lit.training.blocks import blocks_of, recompute
 
 GIB = 2**30
 _OPTIMIZERS = "macaw_lit.training.optim"
@@ -72,6 +75,7 @@ def make_plan(cfg: Mapping[str, Any]) -> Plan:
     for name in ("gpu_gib", "peak_tflops", "mfu"):
         if not isinstance(cfg[name], int | float) or not 0 < cfg[name] < math.inf:
             raise ConfigError(f"{name}={cfg[name]}: expected a number above 0")
+    check(cfg["optim"], "optim")
     layout, batch_size = layout_of(cfg["trainer"]), cfg["data"]["batch_size"]
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigError(f"data.batch_size={batch_size}: expected a whole number of at least 1")
@@ -80,10 +84,7 @@ def make_plan(cfg: Mapping[str, Any]) -> Plan:
         model.llm.check_packing()
     base = sum(parameter.numel() for parameter in model.parameters())
     frozen = _adapted(model, cfg["model"]["adapt"])
-    if cfg["checkpointing"]:
-        from macaw_lit.training.blocks import recompute  # seconds of imports
-
-        recompute(model, cfg["checkpointing"])
+    recompute(model, cfg["checkpointing"])
     model.train()
     for part in frozen:
         part.eval()
@@ -95,7 +96,7 @@ def make_plan(cfg: Mapping[str, Any]) -> Plan:
     reserve = int(cfg["reserve_gib"] * GIB) if layout.gpu else 0
     moment, memory = demand(layout, counts, step)
     rows = batch_size * layout.world * layout.accumulate
-    flops, steps = step.flops * layout.world * layout.accumulate, _steps(cfg, rows)
+    flops, steps = step.flops * layout.world * layout.accumulate, _steps(cfg, layout)
     peak = layout.world * cfg["peak_tflops"] * 1e12
     size, optimizer = layout.dtype.itemsize, resident(Layout("plain", 1, layout.dtype), counts)["optimizer states"]
     masters = 4 * (counts.trained + counts.states)
@@ -157,8 +158,7 @@ def _sizes(part: nn.Module) -> tuple[int, int]:
 
 def _count(model: Macaw, optim: Mapping[str, Any]) -> Counts:
     trained, everything = _sizes(model)
-    units = [block for part in model.llm.modules() if isinstance(part, nn.ModuleList) for block in part]
-    alone = [_sizes(unit)[1] for unit in (*units, *model.encoders.values())]
+    alone = [_sizes(unit)[1] for unit in (*blocks_of(model.llm), *model.encoders.values())]
     largest = max(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return Counts(everything, trained, _states(model, optim), largest, everything - sum(alone), max(alone))
 
@@ -177,13 +177,18 @@ def _states(model: Macaw, optim: Mapping[str, Any]) -> int:
     return found
 
 
-def _steps(cfg: Mapping[str, Any], rows: int) -> int | None:
+def _steps(cfg: Mapping[str, Any], layout: Layout) -> int | None:
     """Optimizer steps of the run; None where only the data files know."""
-    trainer, counts = cfg["trainer"], [source.get("count") for source in cfg["data"]["train"].values()]
+    trainer, data = cfg["trainer"], cfg["data"]
+    shares = {name: (source.get("count"), source.get("weight")) for name, source in data["train"].items()}
+    counts = counts_of(shares, data.get("rows_per_epoch"))
     stop = trainer["max_steps"] if trainer["max_steps"] >= 0 else None
     if None in counts or trainer["max_epochs"] in (None, -1):
         return stop
-    steps = math.ceil(sum(counts) / rows) * trainer["max_epochs"]
+    batches = math.ceil(sum(filter(None, counts)) // layout.world / data["batch_size"])
+    limit = trainer["limit_train_batches"]
+    batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+    steps = math.ceil(batches / layout.accumulate) * trainer["max_epochs"]
     return steps if stop is None else min(stop, steps)
 
 

@@ -2,6 +2,7 @@
 
 import weakref
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -31,6 +32,24 @@ class Ledger:
         self.peaks: dict[str, dict[str, int]] = {}
         self._watched: dict[str, tuple[tuple[str, ...], int]] = {}
         self._causes: dict[int, str] = {}
+        self._known: dict[Any, tuple[Any, int]] = {}
+
+    def run(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
+        """Call a kernel on meta tensors and count its operations; what it makes of such shapes it says but once.
+
+        Blocks of a model are alike, and PyTorch's meta kernels are Python: asking each again is most of a trace.
+        """
+        key = func, _shapes(args), _shapes([*kwargs.items()])
+        if key in self._known:
+            recipe, flops = self._known[key]
+            self.flops += flops
+            return _make(recipe)
+        made = func(*args, **kwargs)
+        flops = _operations(func._overloadpacket, args, kwargs, made)
+        self.flops += flops
+        if _is_new(made, args):
+            self._known[key] = _recipe(made), flops
+        return made
 
     def watch(self, name: str, without: tuple[str, ...] = ()) -> None:
         """From now on `peaks[name]` is what lives by cause when the sum over all causes but `without` is greatest."""
@@ -106,9 +125,8 @@ class Shadow(Tensor):
             args = (args[0], _positions(args[1]))
         given = _swap(args, shadows)
         named = {name: _swap(value, shadows) for name, value in (kwargs or {}).items()}
-        made = func(*given, **named)
         ledger = next(iter(shadows.values())).ledger
-        ledger.flops += _operations(func._overloadpacket, given, named, made)
+        made = ledger.run(func, given, named)
         if isinstance(made, Tensor):
             if id(made) in shadows:
                 return shadows[id(made)]  # an operation in place gives what it was given
@@ -160,6 +178,36 @@ def _operations(packet: Any, args: Any, kwargs: Any, made: Any) -> int:
         return sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4]))
     count = flop_registry.get(packet)
     return 0 if count is None else count(*args, **kwargs, out_val=made)
+
+
+def _shapes(value: Any) -> Any:
+    """All that the shapes of a result depend on: of tensors their layout, of anything else its type and value."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    return tuple(map(_shapes, value)) if isinstance(value, list | tuple) else (type(value), value)
+
+
+def _recipe(made: Any) -> Any:
+    if isinstance(made, Tensor):
+        return made.shape, made.stride(), made.dtype
+    return type(made), [_recipe(each) for each in made]
+
+
+def _make(recipe: Any) -> Any:
+    if len(recipe) == 3:
+        shape, stride, dtype = recipe
+        return torch.empty_strided(shape, stride, dtype=dtype, device=_META)
+    return recipe[0](map(_make, recipe[1]))
+
+
+def _is_new(made: Any, args: Any) -> bool:
+    """Whether all is tensors with storages of their own, as large as they need: no view, and nothing in place."""
+    if isinstance(made, list | tuple):
+        return len({id(each) for each in made}) == len(made) and all(_is_new(each, args) for each in made)
+    if not isinstance(made, Tensor) or not made.is_meta:
+        return False
+    own, others = made.untyped_storage(), [each.untyped_storage()._cdata for each in args if isinstance(each, Tensor)]
+    return own._cdata not in others and own.nbytes() == _make(_recipe(made)).untyped_storage().nbytes()
 
 
 def _swap(value: Any, shadows: dict[int, Shadow]) -> Any:

@@ -41,7 +41,7 @@ def compile_blocks(model: Macaw, parts: Iterable[str]) -> None:
     Raises:
         ConfigError: there is no such part, or it has no blocks.
     """
-    for block in _blocks(model, parts, "compile"):
+    for block in _blocks(model, parts, "compiled"):
         _replace(block, lambda plain: torch.compile(plain, dynamic=True))
 
 

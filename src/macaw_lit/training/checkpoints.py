@@ -43,6 +43,7 @@ class InPlace(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         try:
             with Path(path).open("wb") as file:
                 torch.save(checkpoint, file)
@@ -132,8 +133,10 @@ class Checkpoints(Checkpoint):
             return
         if batch_idx % trainer.accumulate_grad_batches or trainer.fast_dev_run:
             return
-        wish = torch.tensor(self._wish(trainer), device=pl_module.device)
-        agreed = int(torch.as_tensor(trainer.strategy.reduce(wish, reduce_op="max")))
+        agreed = self._wish(trainer)
+        if trainer.world_size > 1:  # alone there is nobody to ask, and no device to wait for
+            wish = torch.tensor(agreed, device=pl_module.device)
+            agreed = int(torch.as_tensor(trainer.strategy.reduce(wish, reduce_op="max")))
         if agreed != GO_ON and trainer.global_step > self._saved_step:
             self._save(trainer, between_steps=True)
         if agreed == STOP:

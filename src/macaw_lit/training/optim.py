@@ -30,6 +30,7 @@ def adamw(
     Raises:
         ConfigError: no parameter of the model is trainable, or `part_lr` names no part or no rate.
     """
+    _check_rates(lr=lr)
     matrices, others = _split(model)
     rates = _part_rates(model, part_lr or {})
     groups = [
@@ -65,6 +66,7 @@ class MuonAdamW(Optimizer):
         betas: Sequence[float] = (0.9, 0.999),
         part_lr: Mapping[str, float] | None = None,
     ) -> None:
+        _check_rates(lr=lr, adamw_lr=adamw_lr)
         matrices, others = _split(model)
         rates = _part_rates(model, part_lr or {})
         self.parts: list[Optimizer] = []
@@ -137,6 +139,12 @@ def _split(model: nn.Module) -> tuple[dict[str, nn.Parameter], list[nn.Parameter
     if not matrices and not others:
         raise ConfigError("no parameter of the model is trainable: set a part of model.adapt to full or lora")
     return matrices, others
+
+
+def _check_rates(**rates: float) -> None:
+    for name, rate in rates.items():
+        if not 0 < rate < math.inf:
+            raise ConfigError(f"optim.{name}={rate}: expected a positive rate, such as 3e-5")
 
 
 def _part_rates(model: nn.Module, part_lr: Mapping[str, float]) -> dict[int, tuple[str, float]]:

@@ -1,0 +1,120 @@
+"""Arguments of a config's `_target_`s held against their signatures before anything is built, partial ones too."""
+
+import inspect
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hydra.utils import get_object
+
+from macaw_lit.errors import ConfigError
+
+SIMILAR = 0.6  # SequenceMatcher ratio from which a name is worth suggesting
+
+
+def check(node: Any, key: str) -> None:
+    """Refuse names that a `_target_` does not take, and values of another type than it states, nested ones too.
+
+    A `_target_` that does not exist is left to what builds it, and so are types that are no plain values.
+
+    Args:
+        node: a config as plain values, or a part of one.
+        key: where it stands, as typed on a command line.
+
+    Raises:
+        ConfigError: the first of them, with its key, and the nearest name or the type that is expected.
+    """
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            _check_call(node, key)
+        for name, value in node.items():
+            check(value, f"{key}.{name}")
+    elif isinstance(node, list):
+        for place, value in enumerate(node):
+            check(value, f"{key}.{place}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known name most like `word`, judged by the whole dotted name and by its last part; None if none is."""
+
+    def likeness(other: str) -> float:
+        whole = SequenceMatcher(None, word, other).ratio()
+        last = SequenceMatcher(None, word.rpartition(".")[2], other.rpartition(".")[2]).ratio()
+        return (whole + last) / 2
+
+    best = max(known, key=likeness, default=None)
+    return best if best is not None and likeness(best) >= SIMILAR else None
+
+
+def _check_call(node: Mapping[str, Any], key: str) -> None:
+    target = str(node["_target_"])
+    try:
+        called = get_object(target)
+        parameters = inspect.signature(called).parameters
+    except (ImportError, AttributeError, ValueError):  # the builder says so
+        return
+    kinds = _types(called)
+    free = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    for name, value in node.items():
+        if name.startswith("_"):
+            continue
+        if name not in parameters and not free:
+            like = nearest(name, parameters)
+            raise ConfigError(
+                f"{key}.{name}: {target} takes no such argument" + (f"; did you mean {key}.{like}?" if like else "")
+            )
+        wanted = kinds.get(name, Any)
+        if not _fits(value, wanted):
+            raise ConfigError(f"{key}.{name}={_shown(value)}: expected {' or '.join(dict.fromkeys(_words(wanted)))}")
+
+
+def _types(called: Any) -> dict[str, Any]:
+    """The types of arguments; none where they cannot be read, as of other libraries' that import them only to check."""
+    try:
+        return get_type_hints(called.__init__ if isinstance(called, type) else called)
+    except (NameError, TypeError):
+        return {}
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    """Whether a plain value is of a type; what is yet to be built, or no plain type, may be."""
+    if isinstance(value, Mapping) and "_target_" in value:
+        return True
+    origin, inner = get_origin(wanted) or wanted, get_args(wanted)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, each) for each in inner)
+    if origin is Literal:
+        return value in inner
+    if origin in (int, float, bool, str, types.NoneType):
+        allowed = (int, float) if origin is float else origin
+        return isinstance(value, allowed) and (isinstance(value, bool) is (origin is bool))
+    if origin is Path:
+        return isinstance(value, str | Path)
+    if origin in (Mapping, dict):
+        return isinstance(value, Mapping) and all(_fits(each, (*inner, Any, Any)[1]) for each in value.values())
+    if origin in (Sequence, Iterable, list, tuple):
+        kind = inner[0] if inner else Any
+        return isinstance(value, list | tuple) and all(_fits(each, kind) for each in value)
+    return not (origin is Callable and value is not None)
+
+
+def _words(wanted: Any) -> Iterator[str]:
+    origin, inner = get_origin(wanted) or wanted, get_args(wanted)
+    if origin in (Union, types.UnionType):
+        for each in inner:
+            yield from _words(each)
+    elif origin is Literal:
+        yield from map(str, inner)
+    elif origin in (Mapping, dict):
+        yield "a mapping"
+    elif origin in (Sequence, Iterable, list, tuple):
+        yield f"a list, each {' or '.join(_words(inner[0]))}" if inner else "a list"
+    else:
+        plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: "null"}
+        yield plain.get(origin, getattr(origin, "__name__", str(origin)))
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
