@@ -17,6 +17,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -272,12 +273,23 @@ TINY_WORDS = [
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    """What `make train` does, with a small world and four steps: half a minute."""
-    root = tmp_path_factory.mktemp("tiny_run")
-    render(root / "data" / "demo", sizes=TINY_WORLD, workers=1)
-    pretrain(root / "data" / "demo", steps=4)
-    command = [sys.executable, "-m", "macaw_lit.train", *TINY_WORDS]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (folder,) = (root / "logs" / "train" / "runs").iterdir()
-    return TinyRun(root, folder, TINY_WORDS, done.stdout, done.stderr)
+    """What `make train` does, with a small world and four steps: half a minute, once for all processes of a test run.
+
+    Tests write beside it only, in folders of their own.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    root = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "tiny_run"
+    printed = [root / name for name in ("stdout", "stderr")]
+    with FileLock(f"{root}.lock"):
+        if not root.is_dir():
+            part = root.with_suffix(".part")
+            render(part / "data" / "demo", sizes=TINY_WORLD, workers=1)
+            pretrain(part / "data" / "demo", steps=4)
+            part.rename(root)
+            command = [sys.executable, "-m", "macaw_lit.train", *TINY_WORDS]
+            done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            for path, text in zip(printed, (done.stdout, done.stderr), strict=True):
+                path.write_text(text)
+    stdout, stderr = (path.read_text() for path in printed)
+    return TinyRun(root, Path(stdout.splitlines()[-1]), TINY_WORDS, stdout, stderr)

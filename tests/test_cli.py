@@ -205,6 +205,14 @@ def test_bugs_keep_their_traceback(ask, monkeypatch):
         ask(lambda cfg: None, "sed=1")
 
 
+@pytest.mark.parametrize("words", [[], ["-m", "seed=1"]])
+def test_processes_that_a_run_starts_are_not_told_to_show_tracebacks(ask, words):
+    """Hydra is, so that mistakes are answered in one line; a second rank would inherit it, and is to answer so too."""
+    seen = []
+    assert ask(lambda cfg: seen.append(os.environ.get("HYDRA_FULL_ERROR")), *words)[0] == 0
+    assert seen == [None]
+
+
 def test_ctrl_c_ends_with_130(ask):
     def interrupted(cfg):
         raise KeyboardInterrupt

@@ -13,12 +13,8 @@ from typing import Any
 import nbformat
 import pytest
 
-from macaw_lit.data.demo.pretrain import pretrain
-from macaw_lit.data.demo.render import Sizes, render
-
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 QUICKSTART = NOTEBOOKS / "quickstart.ipynb"
-TINY = Sizes(images=48, videos=32, sounds=24, texts=100, heldout=16)
 BRIEF = (
     "trainer.max_steps=4 trainer.log_every_n_steps=1 trainer.limit_val_batches=1 "
     "data.batch_size=4 data.num_workers=0 evaluation.n=2"
@@ -83,11 +79,10 @@ def test_a_command_that_fails_shows_what_it_said(begin):
 
 
 @pytest.fixture(scope="module")
-def executed(tmp_path_factory) -> Path:
+def executed(tmp_path_factory, tiny_run) -> Path:
     """A folder with a tiny world, the run that the notebook trained there, and the notebook with its outputs."""
     root = tmp_path_factory.mktemp("quickstart")
-    render(root / "data/demo", sizes=TINY, workers=1)
-    pretrain(root / "data/demo", steps=4)
+    shutil.copytree(tiny_run.root / "data", root / "data")
     (root / "notebooks").mkdir()
     shutil.copy(QUICKSTART, root / "notebooks")
     own = {

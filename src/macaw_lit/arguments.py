@@ -73,7 +73,7 @@ def _check_call(node: Mapping[str, Any], key: str) -> None:
 def _types(called: Any) -> dict[str, Any]:
     """The types of arguments; none where they cannot be read, as of other libraries' that import them only to check."""
     try:
-        return get_type_hints(called.__init__ if isinstance(called, type) else called)
+        return get_type_hints(inspect.getattr_static(called, "__init__") if isinstance(called, type) else called)
     except (NameError, TypeError):
         return {}
 

@@ -49,8 +49,11 @@ def command(
         def run() -> None:
             given, verbose = sys.argv, os.environ.get("HYDRA_FULL_ERROR") == "1"
 
+            def answered(error: Exception) -> str | None:
+                return explain(error, conf_dir(), name, overrides)
+
             def answer(error: Exception) -> NoReturn:
-                message = None if verbose else explain(error, conf_dir(), name, overrides)
+                message = None if verbose else answered(error)
                 if message is None:
                     raise error
                 _stop(f"error: {message}", 1)
@@ -61,13 +64,19 @@ def command(
 
             @functools.wraps(main)
             def task(cfg: DictConfig) -> Any:
-                sys.argv = given  # Lightning starts its other processes with it, and they quote free text themselves
-                if HydraConfig.get().mode is RunMode.MULTIRUN:
-                    return _job(checked, cfg, lambda error: explain(error, conf_dir(), name, overrides))
+                # Lightning starts its other processes with both: they quote free text and answer mistakes themselves.
+                sys.argv = given
+                if not verbose:
+                    os.environ.pop("HYDRA_FULL_ERROR", None)
+                multirun = HydraConfig.get().mode is RunMode.MULTIRUN
                 try:
-                    return checked(cfg)
+                    return _job(checked, cfg, answered) if multirun else checked(cfg)
                 except Exception as error:
+                    if multirun:
+                        raise
                     answer(error)
+                finally:
+                    os.environ["HYDRA_FULL_ERROR"] = "1"
 
             overrides = [word for arg in given[1:] for word in placed(literal(arg, text, paths))]
             overrides.sort(key=lambda arg: arg not in ("-m", "--multirun"))  # argparse trips over it amidst overrides

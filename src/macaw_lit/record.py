@@ -64,7 +64,8 @@ def done(folder: Path, overrides: Sequence[str]) -> dict[str, Any] | None:
     if record is None or record["status"] != "done":
         return None
     if sorted(record["overrides"]) != sorted(overrides):
-        was, now = (" ".join(each) or "no overrides" for each in (record["overrides"], overrides))
+        before, given = set(record["overrides"]), set(overrides)
+        was, now = (" ".join(sorted(each)) or "without" for each in (before - given, given - before))
         raise ConfigError(f"{folder} holds a job of another sweep ({was}), not {now}: choose another hydra.sweep.dir")
     return record
 

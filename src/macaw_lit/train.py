@@ -77,8 +77,9 @@ def main(cfg: DictConfig) -> float | None:
         raise SystemExit(0) from None  # of a sweep too, whose next job must not begin
     if not trainer.is_global_zero:
         return None
-    if profile := trainer.profiler.summary():  # Lightning tells it a log that is silent
-        print(profile)
+    profiler: Any = trainer.profiler  # type: ignore[attr-defined]  # assigned by a connector
+    if table := profiler.summary():  # Lightning tells it a log that is silent
+        print(table)
     print(folder)
     _settle(trainer)
     metrics = _metrics(trainer, report, folder) | {"seconds": round(time.monotonic() - begun, 1)}
@@ -200,7 +201,7 @@ def _fit(trainer: "Trainer", module: "MacawModule", datamodule: "MacawDataModule
             raise
         why = in_one_line(error) if isinstance(error, ValueError) else type(error).__name__
         if ckpt_path:
-            wanted = "expected a whole checkpoint of a run with the same model and optimizer"
+            wanted = "expected a whole checkpoint of a run with the same model, optimizer and strategy"
             raise ConfigError(f"ckpt_path={ckpt_path} cannot be continued ({why}); {wanted}") from error
         if isinstance(error, ValueError):
             raise ConfigError(f"training cannot start ({why}): mend that setting") from error

@@ -376,6 +376,19 @@ def test_ranks_share_the_epoch_without_overlap(make_module, tmp_path, monkeypatc
     assert not set(first) & set(second)
 
 
+def test_more_processes_than_rows_are_refused(make_module, tmp_path, monkeypatch):
+    """Training on nothing would end well, and leave a model."""
+    module = make_module({"texts": source("texts", [TEXT] * 3)})
+    module.trainer = trainer(tmp_path)
+    monkeypatch.setattr(Trainer, "world_size", 4)
+    monkeypatch.setattr(Trainer, "global_rank", 0)
+    module.setup("fit")
+    with pytest.raises(ConfigError, match=r"num_nodes=4 processes for 3 rows an epoch"):
+        module.train_dataloader()
+    monkeypatch.setattr(Trainer, "world_size", 3)
+    assert len(module.train_dataloader()) == 1
+
+
 def test_validating_a_checkpoint_does_not_move_the_next_training(make_module, tmp_path):
     whole, run = fit(make_module, tmp_path, max_steps=3)
     run.save_checkpoint(tmp_path / "a.ckpt")

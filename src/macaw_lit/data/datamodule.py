@@ -137,9 +137,18 @@ class MacawDataModule(LightningDataModule):
         ]
 
     def train_dataloader(self) -> DataLoader[Example]:
-        """Batches of the mixture, padded on the right or packed."""
+        """Batches of the mixture, padded on the right or packed.
+
+        Raises:
+            ConfigError: there are more processes than rows, or a checkpoint was made with other data.
+        """
         lengths = [len(samples) for samples in self.samples["train"].values()]
         mixture = MixtureSampler(lengths, self.counts, self.seed, self.repeat, *self._rank())
+        if not mixture.total:
+            raise ConfigError(
+                f"trainer.devices × trainer.num_nodes={mixture.world} processes for {sum(mixture.sizes)} rows an epoch: "
+                "each needs one; take fewer processes, or more rows"
+            )
         if not self.trainer:
             return self._loader("train", mixture)
         self._sampler = _TrainedMixture(mixture, self.trainer, self.batch_size, self._resume_place)
