@@ -296,7 +296,9 @@ def test_media_that_a_row_itself_holds(root: Path) -> None:
 
 
 def test_a_column_that_holds_the_medium_is_not_kept_twice(root: Path) -> None:
-    found = llava(root, turn("human", "<image>What?"), ANSWER, image=uri(root / "x2.png", "image/png"), id="7", note="n")
+    found = llava(
+        root, turn("human", "<image>What?"), ANSWER, image=uri(root / "x2.png", "image/png"), id="7", note="n"
+    )
     assert isinstance(found, Sample)
     assert found.turns[0].media == (MediaRef("image", Bytes((root / "x2.png").read_bytes(), "image in the row.png")),)
     assert found.meta == {"id": "7", "note": "n"}
