@@ -30,7 +30,7 @@ from macaw_lit.data.preprocess import Preprocessor
 from macaw_lit.data.rows import Loader, Rows
 from macaw_lit.data.sources import packed
 from macaw_lit.errors import DataError
-from macaw_lit.types import MediaRef, Rejection, Sample, Slice, Turn
+from macaw_lit.types import Bytes, MediaRef, Rejection, Sample, Slice, Turn
 
 SHARD = 20_000  # bytes: several rows, so that the world fills several tars
 
@@ -144,6 +144,21 @@ def test_what_cannot_be_used_is_left_out_and_counted(world: Path, folder: Path, 
     none = Source(lambda: iter([Rejection("not_json", "x:1")]))
     with pytest.raises(DataError, match=r"no usable row.*not_json"):
         pack(none, tmp_path / "none", SHARD, looked_at, "train/none")
+
+
+def test_media_that_rows_hold_are_packed_and_compared_by_content(world: Path, tmp_path: Path) -> None:
+    def held(data: bytes) -> Iterator[Sample]:
+        ref = MediaRef("image", Bytes(data, "image in the row.jpg"))
+        yield Sample((Turn("user", "What?", (ref,)), Turn("assistant", "That.")), "s/0", "s")
+
+    one, other = ((world / name).read_bytes() for name in ("0.jpg", "1.jpg"))
+    for _ in range(2):
+        pack(Source(lambda: held(one)), tmp_path / "made", SHARD, looked_at, "train/made")
+        assert [plain(sample, True)[3] for sample in packed.read(tmp_path / "made")] == [
+            [("user", "What?", [("image", "image in the row.jpg", one)]), ("assistant", "That.", [])]
+        ]
+    with pytest.raises(DataError, match="holds other data"):
+        pack(Source(lambda: held(other)), tmp_path / "made", SHARD, looked_at, "train/made")
 
 
 class Killed(BaseException):

@@ -64,7 +64,7 @@ class Account:
         used: trained on as they are.
         truncated: trained on with a response that was cut to fit `max_length`.
         skipped: cause → rows that another of the source stood in for.
-        first: place and detail of the first skipped row.
+        first: place and detail of the skipped row whose text sorts first: the same however processes shared the rows.
     """
 
     used: int = 0
@@ -86,7 +86,7 @@ class Account:
         self.used += other.used
         self.truncated += other.truncated
         self.skipped.update(other.skipped)
-        self.first = self.first or other.first
+        self.first = min(filter(None, (self.first, other.first)), default="")
         return self
 
     def as_json(self) -> dict[str, Any]:

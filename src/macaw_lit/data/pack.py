@@ -29,8 +29,8 @@ Examine = Callable[["Iterable[Medium]"], "dict[Medium, Verdict]"]
 def main(cfg: DictConfig) -> None:
     """Pack every source of `cfg.data` into a folder of its own; print what became of the rows, and lines for a config.
 
-    Rows that the reader rejects, or whose media cannot be used, are left out and counted; where a source loses more than
-    `cfg.data.max_skip_rate` of them, nothing of it is packed.
+    Rows that the reader rejects, or whose media cannot be used, are left out and counted; of a source that loses more
+    than `cfg.data.max_skip_rate` of them nothing is packed.
     """
     _check(cfg)
     # Heavy imports wait until the configuration is known to be sound.
@@ -50,9 +50,7 @@ def main(cfg: DictConfig) -> None:
             for split, sources in data.sources.items():
                 for name, source in sources.items():
                     folder, label = out / split / _folder_name(name), f"{split}/{name}"
-                    packed[split, name] = pack(
-                        source, folder, cfg.shard_mb * 2**20, examine, label, data.max_skip_rate
-                    )
+                    packed[split, name] = pack(source, folder, cfg.shard_mb * 2**20, examine, label, data.max_skip_rate)
     except Timeout as error:
         raise ConfigError(f"out={out}: another process packs there; wait for it, or give another folder") from error
     except OSError as error:

@@ -14,7 +14,7 @@ from macaw_lit.data.sources.packed import FORMAT, INDEX, read_index, rows_of_sha
 from macaw_lit.data.sources.rows import RowError
 from macaw_lit.errors import DataError, MediaError
 from macaw_lit.files import PART, write_whole
-from macaw_lit.types import Place, Sample, Slice
+from macaw_lit.types import Bytes, Place, Sample, Slice
 
 Track = Callable[[Iterable[Sample], int], Iterable[Sample]]
 
@@ -126,6 +126,8 @@ class _Writer:
             assert isinstance(place, Slice)
             self.stored.setdefault(place.sha256, place)
             if isinstance(ref.path, Slice) and ref.path.sha256 != place.sha256:
+                return False
+            if isinstance(ref.path, Bytes) and hashlib.sha256(ref.path.data).hexdigest() != place.sha256:
                 return False
             if not isinstance(ref.path, str | Path):
                 continue

@@ -19,7 +19,7 @@ from macaw_lit.data.doctor.survey import Report, survey
 from macaw_lit.data.doctor.texts import TextRuler
 from macaw_lit.data.preprocess import Preprocessor
 from macaw_lit.errors import ConfigError, DataError, SampleError
-from macaw_lit.types import MediaRef, Rejection, Sample, Turn
+from macaw_lit.types import Bytes, MediaRef, Rejection, Sample, Turn
 
 SPOILT = {"bad.jpg": "truncated", "worse.mp4": "no_video"}
 ODD = {"cmyk.jpg": ("cmyk",)}
@@ -66,6 +66,18 @@ def test_rows_are_counted_under_one_cause_each() -> None:
     spoilt = {finding.place: (finding.cause, finding.rows) for finding in report.findings if finding.kind}
     assert spoilt == {"bad.jpg": ("truncated", 2), "worse.mp4": ("no_video", 2), "cmyk.jpg": ("cmyk", 1)}
     assert [finding.place for finding in report.findings if finding.level == "rejected"] == ["file[3]"]
+
+
+def test_media_that_rows_hold_are_told_apart_by_their_content() -> None:
+    held = [MediaRef("image", Bytes(data, "image in the row.png")) for data in (b"one", b"two", b"one")]
+    rows = [
+        Sample((Turn("user", "What?", (ref,)), Turn("assistant", "A cup.")), f"s/{number}", "s")
+        for number, ref in enumerate(held)
+    ]
+    readers = {"train": {"s": lambda: rows}}
+    report = survey(readers, TextRuler(512), lambda media: dict.fromkeys(media, Verdict()))
+    assert (report.media, report.tallies[0].odd) == (2, {"duplicate": 1})
+    assert [finding.place for finding in report.findings] == ["s/2"]
 
 
 WORDS = st.tuples(st.sampled_from(["", "Same?", " "]), st.sampled_from(["good.jpg", "bad.jpg", "cmyk.jpg"])) | st.none()

@@ -69,7 +69,9 @@ def test_other_files_are_refused(root: Path, content: bytes, words: str) -> None
         list(charades.read(root / "bad.csv", root))
 
 
-@pytest.mark.parametrize("row", ['XY34Z,Q,Hall,1,1,Yes,"open,,A person walks.,,9', 'XY34Z,Q,Hall,1,1,Yes,"a "b" c",,A walk.,,9'])
+@pytest.mark.parametrize(
+    "row", ['XY34Z,Q,Hall,1,1,Yes,"open,,A person walks.,,9', 'XY34Z,Q,Hall,1,1,Yes,"a "b" c",,A walk.,,9']
+)
 def test_a_quote_that_is_not_closed_swallows_no_rows_silently(root: Path, row: str) -> None:
     (root / "train.csv").write_text(f"{CSV}{row}\nAB12C,Q,Hall,1,1,Yes,x,,A person runs.,,9\n")
     with pytest.raises(DataError, match="train.csv: .* after line [0-9]+, expected CSV"):

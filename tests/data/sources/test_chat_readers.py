@@ -1,5 +1,6 @@
 """Dialogues of LLaVA, ShareGPT, OpenAI and Hugging Face: every turn, every medium, at the turn it belongs to."""
 
+import base64
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from macaw_lit.data.media import name_of
 from macaw_lit.data.prompt import Prompt
-from macaw_lit.data.sources import conversations, messages
+from macaw_lit.data.sources import conversations, embedded, messages
 from macaw_lit.data.sources.rows import CAUSES
-from macaw_lit.types import Rejection, Sample
+from macaw_lit.types import Bytes, MediaRef, Rejection, Sample
 
 
 @pytest.fixture
@@ -133,7 +135,10 @@ def test_markers_are_text_where_the_row_has_no_such_medium(root: Path) -> None:
         ([turn("human", "What?"), ANSWER], {"image": "none.jpg"}, "media_missing"),
         ([turn("human", "What?"), ANSWER], {"image": "../a/x1.jpg"}, "media_outside"),
         ([turn("human", "What?"), ANSWER], {"image": "https://example.org/x1.jpg"}, "media_remote"),
-        ([turn("human", "What?"), ANSWER], {"image": "data:image/png;base64,AAAA"}, "media_embedded"),
+        ([turn("human", "What?"), ANSWER], {"image": "data:image/png;base64,AAA"}, "media_embedded"),
+        ([turn("human", "What?"), ANSWER], {"image": "data:image/png;base64,"}, "media_embedded"),
+        ([turn("human", "What?"), ANSWER], {"image": "data:image/svg+xml,<svg/>"}, "media_embedded"),
+        ([turn("human", "What?"), ANSWER], {"image": "data:" + "A" * 100}, "media_embedded"),
         ([turn("human", "What?"), ANSWER], {"image": 7}, "missing_key"),
         ([turn("human", "What?"), ANSWER], {"image": {"bytes": "x"}}, "missing_key"),
     ],
@@ -198,7 +203,9 @@ def test_plain_contents_may_have_markers(root: Path) -> None:
         ([{"type": "image_url", "image_url": {"url": "file://host/x.png"}}], "media_remote"),
         ([{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}], "media_outside"),
         ([{"type": "image_url", "image_url": {"url": "file:///%2e%2e/x.png"}}], "media_outside"),
-        ([{"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}], "media_embedded"),
+        ([{"type": "input_audio", "input_audio": {"data": "?", "format": "wav"}}], "media_embedded"),
+        ([{"type": "input_audio", "input_audio": {"format": "wav"}}], "missing_key"),
+        ([{"type": "input_audio", "input_audio": "AAAA"}], "not_an_object"),
         ([{"type": "file", "file": {}}], "unknown_part"),
         ([{"text": "x"}], "missing_key"),
         (["x"], "not_an_object"),
@@ -264,3 +271,42 @@ def test_any_junk_is_a_sample_or_a_rejection(root: Path, reader: Any, rows: list
         else:
             assert row.cause in CAUSES
     assert counted == len(rows)
+
+
+def uri(path: Path, mime: str) -> str:
+    return f"data:{mime};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def test_media_that_a_row_itself_holds(root: Path) -> None:
+    sound = base64.b64encode((root / "s.wav").read_bytes()).decode()
+    parts = [
+        {"type": "image_url", "image_url": {"url": uri(root / "x2.png", "image/png")}},
+        {"type": "video_url", "video_url": {"url": uri(root / "v.mp4", "video/mp4")}},
+        {"type": "input_audio", "input_audio": {"data": sound, "format": "wav"}},
+        {"type": "text", "text": "What?"},
+    ]
+    found = chat(root, say("user", parts), REPLY)
+    assert isinstance(found, Sample)
+    media = found.turns[0].media
+    assert [ref.kind for ref in media] == ["image", "video", "audio", "audio"], "the video brings its sound"
+    contents = [ref.path.data for ref in media if isinstance(ref.path, Bytes)]
+    files = [(root / name).read_bytes() for name in ("x2.png", "v.mp4", "v.mp4", "s.wav")]
+    assert contents == files
+    assert [name_of(ref.path).rpartition(".")[2] for ref in media] == ["png", "mp4", "mp4", "wav"]
+
+
+def test_a_column_that_holds_the_medium_is_not_kept_twice(root: Path) -> None:
+    found = llava(
+        root, turn("human", "<image>What?"), ANSWER, image=uri(root / "x2.png", "image/png"), id="7", note="n"
+    )
+    assert isinstance(found, Sample)
+    assert found.turns[0].media == (MediaRef("image", Bytes((root / "x2.png").read_bytes(), "image in the row.png")),)
+    assert found.meta == {"id": "7", "note": "n"}
+
+
+def test_what_a_row_may_hold_is_limited(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "MAX_BYTES", 6)
+    for size, cause in ((6, None), (7, "media_embedded")):
+        text = base64.b64encode(bytes(size)).decode()
+        found = llava(root, turn("human", "What?"), ANSWER, image=f"data:image/png;base64,{text}")
+        assert getattr(found, "cause", None) == cause

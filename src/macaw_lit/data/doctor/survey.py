@@ -163,7 +163,8 @@ def _remember(sample: Sample, tally: Tally, ruler: TextRuler, seen: dict[bytes, 
             odd.append("response_cut" if fit.cut else "text_maybe_too_long")
     except SampleError as error:
         cause, detail = error.cause, str(error)
-    asked = _digest(media, sample.meta.get("input"), *(turn.text for turn in sample.turns if turn.role != "assistant"))
+    named = [(medium.kind, _content(medium.path)) for medium in media]
+    asked = _digest(named, sample.meta.get("input"), *(turn.text for turn in sample.turns if turn.role != "assistant"))
     answered = _digest(*(turn.text for turn in sample.turns if turn.role == "assistant"))
     if asked in seen:
         odd.append("duplicate" if seen[asked] == answered else "same_question")
@@ -195,6 +196,7 @@ def _judge(row: _Row, verdicts: Mapping[Medium, Verdict], trained: set[str], rep
 
 
 def _content(path: Place) -> str:
+    """What tells a medium from another: the checksum within a tar or in a row, else the path."""
     return path.sha256 if isinstance(path, Slice) else str(path)
 
 

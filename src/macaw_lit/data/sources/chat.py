@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from macaw_lit.data.sources.embedded import embedded_refs, sound_refs
 from macaw_lit.data.sources.files import json_rows
 from macaw_lit.data.sources.roots import MediaRoots, Roots
 from macaw_lit.data.sources.rows import RowError, clean, convert, field, heard, instruction_of, response_of, rest
-from macaw_lit.types import MediaRef, Rejection, Role, Sample, Turn
+from macaw_lit.types import Bytes, MediaRef, Rejection, Role, Sample, Turn
 
 ROLES: Mapping[str, Role] = {
     "system": "system",
@@ -78,7 +79,9 @@ def read_dialogues(path: Path | str, media_root: Roots, source: str, key: str) -
         turns, left_out = _in_order(turns)
         first = next(place for place, turn in enumerate(turns) if turn.role == "user")
         turns[first] = replace(turns[first], media=(*media.rest(), *turns[first].media))
-        meta = rest(row, key, "system") | ({"turns_left_out": left_out} if left_out else {})
+        held = any(isinstance(ref.path, Bytes) for turn in turns for ref in turn.media)
+        columns = [name for kind in KINDS for name in (kind, f"{kind}s")] if held else []  # megabytes of base64
+        meta = rest(row, key, "system", *columns) | ({"turns_left_out": left_out} if left_out else {})
         name = row.get("id") if isinstance(row.get("id"), int | str) else item
         return Sample(tuple(turns), f"{source}/{name}/{number}", source, meta)
 
@@ -88,7 +91,7 @@ def read_dialogues(path: Path | str, media_root: Roots, source: str, key: str) -
 def _refs(roots: MediaRoots, kind: str, given: Any) -> tuple[MediaRef, ...]:
     """A medium by its name, or by an object with `path` or `url`."""
     name = field(given, "path", "url") if isinstance(given, Mapping) else field({kind: given}, kind)
-    return roots.refs(kind, name)
+    return embedded_refs(kind, name) if name[:5].lower() == "data:" else roots.refs(kind, name)
 
 
 def _turn(message: Any, media: _Columns, roots: MediaRoots) -> Turn:
@@ -142,7 +145,7 @@ def _parts(parts: list[Any], media: _Columns, roots: MediaRoots) -> tuple[str, t
         elif kind not in KINDS:
             raise RowError("unknown_part", f"a part of type {name[:40]!r}, expected text, {', '.join(KINDS)}")
         elif name == "input_audio":
-            raise RowError("media_embedded", "input_audio holds the sound itself; write it to a file and name that")
+            refs += sound_refs(field(part.get(name), "data"), str(part[name].get("format", "")))
         else:
             given = next((part[key] for key in (name, kind, "path", "url") if part.get(key) is not None), None)
             refs += media.take(kind) if given is None else _refs(roots, kind, given)

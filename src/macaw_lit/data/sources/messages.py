@@ -19,9 +19,9 @@ def read(path: Path | str, media_root: Roots, source: str = "messages") -> Itera
     """Rows of `{"messages": [{"role": …, "content": …}]}` in file order, with all turns.
 
     A part is `text`, or a medium: `image`, `image_url` and their likes for `video` and `audio`, which name a file under
-    `media_root` or, empty, take the next medium of the row's columns (`images`, …). Addresses of a network and media
-    that the row itself holds (`data:`, `input_audio`) reject the row. A user's parts with a sound and no text at all
-    are a spoken question. Columns, markers in plain text and a last question without an answer are treated as in
+    `media_root` or, empty, take the next medium of the row's columns (`images`, …). Media that the row itself holds
+    (`data:`, `input_audio`) are decoded; addresses of a network reject the row. A user's parts with a sound and no text
+    at all are a spoken question. Columns, markers in plain text and a last question without an answer are treated as in
     `conversations`.
 
     Raises:
