@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from macaw_lit.errors import ConfigError, WeightsError
 from macaw_lit.llms.hf import HFCausalLM
@@ -171,6 +171,14 @@ def test_generation_is_the_argmax_step_by_step(llm):
         expected.append(int(llm(embeds, torch.ones(1, embeds.shape[1], dtype=torch.bool)).logits[0, -1].argmax()))
         embeds = torch.cat([embeds, llm.embed(torch.tensor([[expected[-1]]]))], dim=1)
     assert found == expected
+
+
+def test_a_generation_config_is_not_overruled_by_the_defaults(llm):
+    embeds, mask = rows(llm, [5])
+    asked = GenerationConfig(max_new_tokens=3, num_beams=2, eos_token_id=None)
+    with_beams = llm.generate(embeds, mask, generation_config=asked)
+    assert with_beams.shape == (1, 3), "and not 64, as the defaults say"
+    assert torch.equal(with_beams, llm.generate(embeds, mask, max_new_tokens=3, num_beams=2))
 
 
 def test_a_row_that_ended_is_padded(llm):

@@ -98,7 +98,7 @@ class HFCausalLM(LLM):
     def generate(
         self, embeds: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"], **generation: Any
     ) -> Int[Tensor, "b new"]:
-        settings = {**self.generation, **generation}
+        settings = generation if generation.get("generation_config") else {**self.generation, **generation}
         new_ids: Tensor = self.model.generate(inputs_embeds=embeds, attention_mask=mask.long(), **settings)
         return new_ids
 
