@@ -91,7 +91,8 @@ def read_weights(path: Path) -> dict[str, object]:
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError, BadZipFile) as error:
         if "weights_only" in str(error):  # TorchScript, as OpenAI publishes CLIP, or the tar of PyTorch's first days
             raise WeightsError(
-                f"weights file {path} is a TorchScript program or a tar: save its state_dict() as .safetensors"
+                f"weights {path} is a TorchScript program or a tar, which only running it reads: if you trust it, "
+                'safetensors.torch.save_file(torch.jit.load(path).state_dict(), "clip.safetensors")'
             ) from error
         raise WeightsError(f"weights file {path} is damaged ({in_one_line(error)}): fetch or write it again") from error
     except Exception as error:  # the restricted reader raises a class of the module that this house does not import,

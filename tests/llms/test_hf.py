@@ -181,6 +181,13 @@ def test_a_generation_config_is_not_overruled_by_the_defaults(llm):
     assert torch.equal(with_beams, llm.generate(embeds, mask, max_new_tokens=3, num_beams=2))
 
 
+@pytest.mark.parametrize("settings", [{"nonsense": 3}, {"max_new_tokens": 0}, {"max_new_tokens": "x"}])
+def test_generation_settings_that_cannot_work_are_named(llm, settings):
+    [(name, value)] = settings.items()
+    with pytest.raises(ConfigError, match=f"{name}={value}.*GenerationConfig"):
+        llm.generate(*rows(llm, [5]), **settings)
+
+
 def test_a_row_that_ended_is_padded(llm):
     embeds, mask = rows(llm, [6, 6])
     free = llm.generate(embeds, mask, max_new_tokens=6, do_sample=False)

@@ -99,7 +99,13 @@ class HFCausalLM(LLM):
         self, embeds: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"], **generation: Any
     ) -> Int[Tensor, "b new"]:
         settings = generation if generation.get("generation_config") else {**self.generation, **generation}
-        new_ids: Tensor = self.model.generate(inputs_embeds=embeds, attention_mask=mask.long(), **settings)
+        try:
+            new_ids: Tensor = self.model.generate(inputs_embeds=embeds, attention_mask=mask.long(), **settings)
+        except (ValueError, TypeError) as error:  # what transformers raises for settings, which a folder may bring too
+            given = ", ".join(f"{name}={value}" for name, value in settings.items())
+            raise ConfigError(
+                f"generating with {given}: {in_one_line(error)}; expected what GenerationConfig of transformers knows"
+            ) from error
         return new_ids
 
     def load_pretrained(self, source: str) -> Coverage:
@@ -189,7 +195,7 @@ def _read_config(config: Mapping[str, Any] | str) -> Any:
     try:
         return AutoConfig.for_model(sizes.pop("model_type"), **sizes)
     except Exception as error:  # nor for what may be wrong with a config
-        raise ConfigError(f"llm config {dict(config)}: {in_one_line(error)}; {_WANTED}") from error
+        raise ConfigError(f"llm config of {config.get('model_type')}: {in_one_line(error)}; {_WANTED}") from error
 
 
 def _facts(config: Any) -> dict[str, Any]:
