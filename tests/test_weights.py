@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,10 @@ def test_code_in_a_weight_file_is_refused_and_not_run(tmp_path, suffix, legacy):
     canary, path = tmp_path / "canary", tmp_path / f"weights.{suffix}"
     torch.save({**STATE, "trap": Trap(canary)}, path, _use_new_zipfile_serialization=not legacy)
     assert "holds more than tensors" in refusal(path)
+    assert not canary.exists()
+    path.write_bytes(pickle.dumps(Trap(canary)))  # of a protocol that torch warns of
+    with warnings.catch_warnings(action="error"):
+        assert "holds more than tensors" in refusal(path)
     assert not canary.exists()
     spring, arguments = Trap(canary).__reduce__()  # what an unrestricted reader would have called
     spring(*arguments)

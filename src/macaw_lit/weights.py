@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,7 +88,9 @@ def read_weights(path: Path) -> dict[str, object]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         _compare_checksums(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of foreign pickles and TorchScript, just before they are refused
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError, BadZipFile) as error:
         if "weights_only" in str(error):  # TorchScript, as OpenAI publishes CLIP, or the tar of PyTorch's first days
             raise WeightsError(
