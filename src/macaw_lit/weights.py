@@ -235,6 +235,16 @@ def read_shard(file: Path, listed: set[str] | None) -> dict[str, object]:
     return found
 
 
+def check_files(folder: Path) -> None:
+    """Read a folder's weights once, before another library does, which would not see what `read_weights` sees.
+
+    Raises:
+        WeightsError: a file is missing, damaged or altered, or holds code beside tensors.
+    """
+    for file, listed in shards_of(folder).items():
+        read_shard(file, listed)
+
+
 def _read_index(index: Path) -> dict[Path, set[str] | None]:
     weight_map = read_facts(index).get("weight_map")
     if not isinstance(weight_map, dict) or any(Path(str(name)).name != name for name in weight_map.values()):

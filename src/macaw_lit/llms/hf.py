@@ -1,7 +1,6 @@
 """Any causal language model of transformers, with its tokenizer."""
 
 import copy
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,15 +10,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, logging
 
 from macaw_lit.errors import ConfigError, WeightsError, in_one_line
 from macaw_lit.hub import local_folder
 from macaw_lit.llms.base import LLM
 from macaw_lit.types import IGNORE, Output
-from macaw_lit.weights import Coverage, check_facts, load_exactly
+from macaw_lit.weights import Coverage, check_facts, check_files, load_exactly
 
-logging.getLogger("transformers").setLevel(logging.ERROR)
+logging.set_verbosity_error()
+logging.disable_progress_bar()  # or two bars stand above every error
 
 # Without the second, transformers asks on the terminal whether to run the code that a folder brings along.
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -116,6 +116,7 @@ class HFCausalLM(LLM):
                 or its config states another activation, number of heads, rotation or the like.
         """
         folder = local_folder(source)
+        check_files(folder)
         try:
             found: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **_LOCAL
