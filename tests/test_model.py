@@ -117,6 +117,23 @@ def test_answers_to_a_batch_are_the_answers_one_by_one(model, make_batch):
         assert set(ids[len(alone) :]) <= {model.llm.tokenizer.pad_token_id}
 
 
+@pytest.mark.parametrize("aligner", ["macaw.MacawAligner", "macaw_mha.MacawMHAAligner", "perceiver.PerceiverAligner"])
+@pytest.mark.parametrize("part", ["vision", "hearing", "aligners", "llm", "all"])
+def test_parts_may_differ_in_precision(sizes, make_batch, aligner, part):
+    sizes["aligner"] = {"_target_": f"macaw_lit.aligners.{aligner}"}
+    frames = {"_target_": "macaw_lit.encoders.frames.FrameAttention", "frames": 2, "heads": 2}
+    sizes["modalities"]["video"]["frames"] = frames
+    model = Macaw.from_config(sizes).eval()
+    batch = make_batch(model, MIXED)
+    whole = model(batch).nll.item()
+    (model if part == "all" else model.parts()[part]).to(torch.bfloat16)
+    output = model(batch)
+    output.nll.backward()
+    # bfloat16 has 8 bits: a loss summed over some twenty tokens moves by a percent at most
+    assert output.nll.item() == pytest.approx(whole, rel=1e-2)
+    assert model.generate(make_batch(model, MIXED, "left"), max_new_tokens=2).shape == (len(MIXED), 2)
+
+
 def test_media_change_the_answer_of_their_own_row_alone(model, make_batch):
     batch = make_batch(model, MIXED)
     before = model.embed(batch)
@@ -277,6 +294,24 @@ def test_a_model_folder_comes_back_to_the_bit(sizes, make_batch, tmp_path, tied,
     again.save_pretrained(tmp_path / "twice")
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "moved" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_folder_can_be_read_in_another_precision(sizes, make_batch, tmp_path, tied):
+    sizes["llm"]["config"] = {**sizes["llm"]["config"], "tie_word_embeddings": tied}
+    model = Macaw.from_config(sizes).eval().to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "model")
+    wide = Macaw.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    assert (wide.dtype, wide.device) == (torch.float32, torch.device("cpu"))
+    assert {parameter.dtype for parameter in wide.parameters()} == {torch.float32}
+    assert {buffer.dtype for buffer in wide.buffers() if buffer.is_floating_point()} == {torch.float32}
+    assert same(wide.to(torch.bfloat16).state_dict(), model.state_dict())
+    narrow = Macaw.from_pretrained(tmp_path / "model", dtype=torch.float16)
+    assert narrow.llm.table.dtype == torch.float16
+    assert (narrow.llm.model.get_output_embeddings().weight is narrow.llm.table) == tied
+    rotation = narrow.llm.model.model.rotary_emb.inv_freq
+    assert rotation.dtype == torch.float32, "only weights: positions lose meaning in 16 bit"
+    assert torch.isfinite(narrow(make_batch(narrow, MIXED)).nll)
 
 
 def test_a_model_folder_says_nothing_of_where_it_was_made(model, tokenizer_folder, tmp_path):

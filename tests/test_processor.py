@@ -1,5 +1,6 @@
 """Messages as users of transformers write them: the same rows and answers as the data side and `predict` give."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,10 @@ def test_inputs_move_and_are_read_like_those_of_transformers(processor):
     assert inputs["input_ids"] is inputs.input_ids
     assert set({**inputs}) == {"input_ids", "attention_mask", "media"}
     assert inputs.to("meta")["input_ids"].is_meta
+    for given in ({"device": "meta", "dtype": torch.float16}, {"device": torch.float16}):
+        half = inputs.to(**given)
+        assert half.media["image"].values.dtype == torch.float16
+        assert (half.input_ids.dtype, half.attention_mask.dtype) == (torch.int64, torch.bool)
     with pytest.raises(TypeError, match="takes a batch, or input_ids"):
         Macaw.generate(None, input_ids=inputs.input_ids)
 
@@ -188,11 +193,42 @@ def test_messages_that_cannot_be_used_are_one_clear_line(processor, messages, me
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ("x", "messages 'x'; expected a list"),
+        ({"role": "user", "content": "x"}, "messages .*expected a list"),
+        (["x"], "a message 'x'; expected"),
+    ],
+)
+def test_what_is_no_list_of_messages_is_one_clear_line(processor, messages, message):
+    unchecked = inspect.unwrap(MacawProcessor.apply_chat_template)  # users have no type checks, as tests do
+    with pytest.raises(SampleError, match=message):
+        unchecked(processor, messages)
+
+
 def test_an_answer_is_asked_for_where_there_is_nothing_to_predict(processor):
     with pytest.raises(SampleError, match="the last turn is user; expected assistant: an answer to learn"):
         processor.apply_chat_template(ask(), add_generation_prompt=False)
-    with pytest.raises(ConfigError, match="return_tensors='np'; expected True and 'pt'"):
+    with pytest.raises(ConfigError, match="return_tensors='np', padding=True; expected True, 'pt' and True"):
         processor.apply_chat_template(ask(), return_tensors="np")
+    with pytest.raises(ConfigError, match="padding=False; expected"):
+        processor.apply_chat_template(ask(), padding=False)
+
+
+def test_words_of_transformers_examples_are_understood(folder, processor, picture):
+    model = Macaw.from_pretrained(folder, dtype=torch.bfloat16)
+    inputs = processor.apply_chat_template(
+        [ask({"type": "image", "path": picture(9)}), ask()],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        padding=True,
+    ).to(model.device, dtype=model.dtype)
+    ids = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    spaced = processor.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert spaced == processor.batch_decode(ids)
 
 
 def test_a_picture_beyond_the_limits_is_refused(processor):

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,10 @@ def test_code_in_a_weight_file_is_refused_and_not_run(tmp_path, suffix, legacy):
     torch.save({**STATE, "trap": Trap(canary)}, path, _use_new_zipfile_serialization=not legacy)
     assert "holds more than tensors" in refusal(path)
     assert not canary.exists()
+    path.write_bytes(pickle.dumps(Trap(canary)))  # of a protocol that torch warns of
+    with warnings.catch_warnings(action="error"):
+        assert "holds more than tensors" in refusal(path)
+    assert not canary.exists()
     spring, arguments = Trap(canary).__reduce__()  # what an unrestricted reader would have called
     spring(*arguments)
     assert canary.exists()
@@ -75,9 +81,13 @@ def test_a_file_that_is_not_there_or_of_another_kind_is_refused(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*TorchScript:UserWarning")
 def test_a_torchscript_program_is_named_as_such(tmp_path):
     torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(str(tmp_path / "ViT-B-16.pt"))
-    assert "is a TorchScript program or a tar: save its state_dict() as .safetensors" in refusal(
-        tmp_path / "ViT-B-16.pt"
-    )
+    message = refusal(tmp_path / "ViT-B-16.pt")
+    assert "is a TorchScript program or a tar, which only running it reads" in message
+    remedy = message.partition("if you trust it, ")[2]
+    assert remedy == 'safetensors.torch.save_file(torch.jit.load(path).state_dict(), "clip.safetensors")'
+    path, target = tmp_path / "ViT-B-16.pt", tmp_path / "clip.safetensors"
+    save_file(torch.jit.load(path).state_dict(), target)  # the remedy, word for word
+    assert read_weights(target).keys() == {"weight", "bias"}
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])

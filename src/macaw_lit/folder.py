@@ -5,6 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+import torch
 from accelerate import init_empty_weights
 from torch import nn
 
@@ -89,8 +90,11 @@ class ModelFolder(nn.Module):
             (new / CARD_FILE).write_text(model_card(self, self.config, preprocess), encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls: type[Model], source: Path | str) -> Model:
-        """Read a folder, or hub id, that `save_pretrained` wrote, in the precision it was saved in, ready to predict.
+    def from_pretrained(cls: type[Model], source: Path | str, dtype: torch.dtype | None = None) -> Model:
+        """Read a folder, or hub id, that `save_pretrained` wrote, ready to predict.
+
+        Args:
+            dtype: of the weights; None leaves them in the precision they were saved in.
 
         Raises:
             WeightsError: the folder is no model folder, or its weights do not fit its config.
@@ -100,7 +104,7 @@ class ModelFolder(nn.Module):
             folder = local_folder(source)
         with init_empty_weights(include_buffers=False):  # the weights take their places; no others are drawn first
             model, facts = cls.blueprint(folder)
-        load_weights(folder, model, facts)
+        load_weights(folder, model, facts, dtype)
         model.llm.generation = read_facts(folder / GENERATION_FILE) or model.llm.generation
         return model.eval()
 

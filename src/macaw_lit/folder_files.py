@@ -108,11 +108,12 @@ def write_model(
     write_json(folder / CONFIG_FILE, {"format": _FORMAT, **config, "weights": weights})
 
 
-def load_weights(folder: Path, module: nn.Module, facts: Mapping[str, Any]) -> None:
-    """Put the folder's weights into `module`, whose parameters may be on the meta device, in the precision on disk.
+def load_weights(folder: Path, module: nn.Module, facts: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
+    """Put the folder's weights into `module`, whose parameters may be on the meta device.
 
     Args:
         facts: the config's `weights`.
+        dtype: of the weights; None leaves them in the precision on disk.
 
     Raises:
         WeightsError: a file is missing, damaged or not the one that was written, or weights do not fit the module.
@@ -125,9 +126,13 @@ def load_weights(folder: Path, module: nn.Module, facts: Mapping[str, Any]) -> N
     coverage = load_exactly(module, state, f"model.safetensors of {folder}", assign=True)
     if coverage.sha256 != facts.get("sha256"):
         raise WeightsError(f"model.safetensors of {folder} is not what was written (its SHA-256 differs): {_AGAIN}")
+    if dtype is not None:
+        for tensor in module.state_dict(keep_vars=True).values():
+            tensor.data = tensor.data.to(dtype if tensor.is_floating_point() else tensor.dtype)
+        return
     buffers = dict(module.named_buffers())
-    for name, dtype in facts.get("casts", {}).items():
-        buffers[name].data = buffers[name].to(getattr(torch, dtype))
+    for name, cast in facts.get("casts", {}).items():
+        buffers[name].data = buffers[name].to(getattr(torch, cast))
 
 
 def write_preprocess(folder: Path, preprocess: Preprocessor) -> None:

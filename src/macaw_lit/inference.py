@@ -39,7 +39,7 @@ class Answerer:
         Raises:
             SampleError: a sample does not fit, or one of its media is unusable.
         """
-        batch = self.processor.batch(samples).to(self.model.llm.table.device)
+        batch = self.processor.batch(samples).to(self.model.device)
         ids = self.model.generate(batch, do_sample=False, **self.limit)
         return self.processor.batch_decode(ids)
 

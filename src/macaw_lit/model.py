@@ -85,10 +85,10 @@ class Macaw(ModelFolder):
                 media[kind].values if modality.frames is None else modality.frames.unroll(media[kind].values)
                 for kind, modality in served.items()
             ]
-            precision = next(self.encoders[name].parameters()).dtype  # the data side knows float32 alone
-            encoded = self.encoders[name](torch.cat(inputs).to(precision)).split([len(values) for values in inputs])
+            encoder = self.encoders[name]
+            encoded = encoder(_as_in(encoder, torch.cat(inputs))).split([len(values) for values in inputs])
             for (kind, modality), part in zip(served.items(), encoded, strict=True):
-                features[kind] = part if modality.frames is None else modality.frames(part)
+                features[kind] = part if modality.frames is None else modality.frames(_as_in(modality.frames, part))
         return features
 
     def embed(self, batch: Batch) -> Float[Tensor, "b t d"]:
@@ -100,7 +100,8 @@ class Macaw(ModelFolder):
         embeds = self.llm.embed(batch.input_ids)  # [B, T, D]
         features = self.encode(batch.media)
         for kind, modality in self._modalities().items():
-            tokens = modality.aligner(features[kind], self.llm.table)  # [N, K, D]
+            aligner = modality.aligner
+            tokens = aligner(_as_in(aligner, features[kind]), _as_in(aligner, self.llm.table))  # [N, K, D]
             slots = batch.media[kind].slots
             if int(slots.sum()) != tokens.shape[0] * tokens.shape[1]:
                 raise ConfigError(
@@ -168,6 +169,16 @@ class Macaw(ModelFolder):
             modalities[kind] = Modality(name, aligner, sequence)
         return cls(encoders, modalities, llm, config)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the language model's embeddings are, and inputs should be."""
+        return self.llm.table.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the language model's embeddings; inputs may have another."""
+        return self.llm.table.dtype
+
     def parts(self) -> dict[str, nn.Module]:
         """What settings of training are given for: each encoder by its name, `aligners` with frames, and `llm`."""
         return {**dict(self.encoders.items()), "aligners": self.modalities, "llm": self.llm}
@@ -196,6 +207,11 @@ class Macaw(ModelFolder):
         encoder = self.encoders[name]
         assert isinstance(encoder, Encoder)
         return encoder
+
+
+def _as_in(part: nn.Module, values: Tensor) -> Tensor:
+    """`values` in the precision of a part's weights: data are float32, and parts may differ, as a half LLM alone."""
+    return values.to(next(part.parameters(), values).dtype)
 
 
 def delimiters(kinds: Mapping[str, Any]) -> list[str]:

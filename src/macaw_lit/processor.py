@@ -60,6 +60,7 @@ class MacawProcessor:
         load_audio_from_video: bool = True,
         return_dict: bool = True,
         return_tensors: str = "pt",
+        padding: bool = True,
     ) -> Batch | str | list[str]:
         """One dialogue or several → a batch for `model.generate(**inputs)`, or for `model(inputs)` to learn from.
 
@@ -69,14 +70,17 @@ class MacawProcessor:
                 end with an answer, the batch has labels, and rows are padded on the right.
             tokenize: False gives the text that the folder's chat template renders, without the sounds of videos.
             load_audio_from_video: whether a video brings its sound, where it has one and the model hears.
-            return_dict, return_tensors: as `transformers` users give them; True and `pt` is all there is.
+            return_dict, return_tensors, padding: as users of `transformers` give them, and nothing else.
 
         Raises:
             SampleError: messages do not follow the form above, end with the wrong role, or do not fit the model.
             MediaError: a medium cannot be used.
         """
-        if not return_dict or return_tensors != "pt":
-            raise ConfigError(f"return_dict={return_dict}, return_tensors={return_tensors!r}; expected True and 'pt'")
+        if not return_dict or return_tensors != "pt" or not padding:
+            given = f"return_dict={return_dict}, return_tensors={return_tensors!r}, padding={padding}"
+            raise ConfigError(f"{given}; expected True, 'pt' and True")
+        if not isinstance(messages, list | tuple):
+            raise SampleError("bad_message", f"messages {str(messages)[:80]!r}; expected a list of {{'role': …}}")
         several = bool(messages) and not isinstance(messages[0], Mapping)
         dialogues: list[Any] = list(messages) if several else [messages]
         samples = [
@@ -103,16 +107,21 @@ class MacawProcessor:
         collate = Collator(self.preprocess.pad, self.preprocess.specs, "left" if predict else "right")
         return collate([self.preprocess(sample, predict) for sample in samples])
 
-    def batch_decode(self, ids: Int[Tensor, "b new"], skip_special_tokens: bool = True) -> list[str]:
-        """The texts of new ids, without control tokens and the white space around them."""
-        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=skip_special_tokens)
+    def batch_decode(self, ids: Int[Tensor, "b new"], skip_special_tokens: bool = True, **decoding: Any) -> list[str]:
+        """The texts of new ids, without control tokens and the white space around them.
+
+        `decoding` goes to the tokenizer, such as `clean_up_tokenization_spaces`.
+        """
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=skip_special_tokens, **decoding)
         return [text.strip() for text in texts]
 
-    def decode(self, ids: Int[Tensor, " new"], skip_special_tokens: bool = True) -> str:
+    def decode(self, ids: Int[Tensor, " new"], skip_special_tokens: bool = True, **decoding: Any) -> str:
         """The text of one answer."""
-        return self.batch_decode(ids[None], skip_special_tokens)[0]
+        return self.batch_decode(ids[None], skip_special_tokens, **decoding)[0]
 
-    def _turn(self, message: Message, sounds: bool) -> Turn:
+    def _turn(self, message: Any, sounds: bool) -> Turn:
+        if not isinstance(message, Mapping):
+            raise SampleError("bad_message", f"a message {str(message)[:80]!r}; expected {{'role': …, 'content': …}}")
         role, content = message.get("role"), message.get("content")
         if role not in _ROLES:
             raise SampleError("bad_message", f"role {role!r}; expected one of {', '.join(_ROLES)}")

@@ -213,9 +213,17 @@ class Batch:
     def __getitem__(self, key: str) -> Any:
         return getattr(self, key)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """A copy whose tensors are on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+    def to(
+        self,
+        device: torch.device | str | torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        non_blocking: bool = False,
+    ) -> "Batch":
+        """A copy whose tensors are on `device`, those with fractions in `dtype`; as in torch it can come alone."""
+        place, precision = (None, device) if isinstance(device, torch.dtype) else (device, dtype)
+        return self._map(
+            lambda tensor: tensor.to(place, precision if tensor.is_floating_point() else None, non_blocking)
+        )
 
     def pin_memory(self) -> "Batch":
         """A copy whose tensors are in page-locked memory; the loader calls it when it pins."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,11 +88,14 @@ def read_weights(path: Path) -> dict[str, object]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         _compare_checksums(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of foreign pickles and TorchScript, just before they are refused
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError, BadZipFile) as error:
         if "weights_only" in str(error):  # TorchScript, as OpenAI publishes CLIP, or the tar of PyTorch's first days
             raise WeightsError(
-                f"weights file {path} is a TorchScript program or a tar: save its state_dict() as .safetensors"
+                f"weights {path} is a TorchScript program or a tar, which only running it reads: if you trust it, "
+                'safetensors.torch.save_file(torch.jit.load(path).state_dict(), "clip.safetensors")'
             ) from error
         raise WeightsError(f"weights file {path} is damaged ({in_one_line(error)}): fetch or write it again") from error
     except Exception as error:  # the restricted reader raises a class of the module that this house does not import,
@@ -229,6 +233,16 @@ def read_shard(file: Path, listed: set[str] | None) -> dict[str, object]:
         key = min(found.keys() ^ listed)
         raise WeightsError(f"{file} and the index beside it differ, as in {key}: fetch both again")
     return found
+
+
+def check_files(folder: Path) -> None:
+    """Read a folder's weights once, before another library does, which would not see what `read_weights` sees.
+
+    Raises:
+        WeightsError: a file is missing, damaged or altered, or holds code beside tensors.
+    """
+    for file, listed in shards_of(folder).items():
+        read_shard(file, listed)
 
 
 def _read_index(index: Path) -> dict[Path, set[str] | None]:

@@ -197,12 +197,32 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_loaded(siglip):
         with pytest.raises(WeightsError, match=message):
             encoder.load_pretrained(str(siglip))
     file.write_bytes(file.read_bytes()[:-5])
-    with pytest.raises(WeightsError, match="siglip cannot be loaded"):
+    with pytest.raises(WeightsError, match=r"model\.safetensors is damaged"):
         encoder.load_pretrained(str(siglip))
     file.unlink()
     with pytest.raises(WeightsError, match="siglip holds no weights"):
         encoder.load_pretrained(str(siglip))
     assert all(torch.equal(before[name], tensor) for name, tensor in encoder.state_dict().items())
+
+
+def test_an_altered_file_and_code_in_the_folder_are_one_clear_line(siglip, tmp_path):
+    encoder = HFVisionEncoder(str(siglip))
+    file, state = siglip / "pytorch_model.bin", load_file(siglip / "model.safetensors")
+    (siglip / "model.safetensors").unlink()
+    torch.save(state, file)
+    whole = bytearray(file.read_bytes())
+    whole[whole.index(next(iter(state.values())).numpy().tobytes())] ^= 1
+    file.write_bytes(whole)
+    with pytest.raises(WeightsError, match=r"pytorch_model\.bin is damaged \(the checksum of"):
+        encoder.load_pretrained(str(siglip))
+    torch.save(state, file)
+    canary = tmp_path / "canary"
+    (siglip / "foreign.py").write_text(f"import os\nos.mkdir({str(canary)!r})\n")
+    edit(siglip / "config.json", model_type="foreign", auto_map={"AutoConfig": "foreign.C", "AutoModel": "foreign.M"})
+    with pytest.raises(WeightsError, match="siglip cannot be loaded") as caught:
+        encoder.load_pretrained(str(siglip))
+    assert "\n" not in str(caught.value)
+    assert not canary.exists()
 
 
 SIGLIP = {"model_type": "siglip_vision_model", **SIZES}

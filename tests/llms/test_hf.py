@@ -1,6 +1,8 @@
 """Causal LMs of transformers against transformers' own loss, logits, generation and folders."""
 
 import json
+import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from macaw_lit.errors import ConfigError, WeightsError
 from macaw_lit.llms.hf import HFCausalLM
@@ -173,6 +175,21 @@ def test_generation_is_the_argmax_step_by_step(llm):
     assert found == expected
 
 
+def test_a_generation_config_is_not_overruled_by_the_defaults(llm):
+    embeds, mask = rows(llm, [5])
+    asked = GenerationConfig(max_new_tokens=3, num_beams=2, eos_token_id=None)
+    with_beams = llm.generate(embeds, mask, generation_config=asked)
+    assert with_beams.shape == (1, 3), "and not 64, as the defaults say"
+    assert torch.equal(with_beams, llm.generate(embeds, mask, max_new_tokens=3, num_beams=2))
+
+
+@pytest.mark.parametrize("settings", [{"nonsense": 3}, {"max_new_tokens": 0}, {"max_new_tokens": "x"}])
+def test_generation_settings_that_cannot_work_are_named(llm, settings):
+    [(name, value)] = settings.items()
+    with pytest.raises(ConfigError, match=f"{name}={value}.*GenerationConfig"):
+        llm.generate(*rows(llm, [5]), **settings)
+
+
 def test_a_row_that_ended_is_padded(llm):
     embeds, mask = rows(llm, [6, 6])
     free = llm.generate(embeds, mask, max_new_tokens=6, do_sample=False)
@@ -294,12 +311,23 @@ def cut(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:3000])
 
 
+def altered(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    path = folder / "pytorch_model.bin"
+    torch.save(state, path)
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(state["lm_head.weight"].numpy().tobytes())] ^= 1
+    path.write_bytes(whole)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (shutil.rmtree, "not found: give an existing file or folder, or a hub id"),
-        (lambda folder: [path.unlink() for path in folder.iterdir()], "holds no causal LM"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
+        (lambda folder: [path.unlink() for path in folder.iterdir()], "holds no weights: expected model.safetensors"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "holds no weights: expected model.safetensors"),
+        (altered, r"pytorch_model\.bin is damaged \(the checksum of"),
         (cut, "incomplete metadata"),
         (write("model.safetensors", ""), "header too small"),
         (write("config.json", "{"), "not a valid JSON"),
@@ -367,6 +395,30 @@ def test_a_larger_vocabulary_than_configured_is_refused(tokenizer_folder, tmp_pa
     published_model(LLAMA, tmp_path, 400)
     with pytest.raises(WeightsError, match=r"embed_tokens\.weight \[400, 32\], wanted \[309, 32\]"):
         HFCausalLM(LLAMA, str(tokenizer_folder)).load_pretrained(str(tmp_path))
+
+
+def test_code_among_weights_is_not_run_and_nothing_else_is_printed(folder, tokenizer_folder, tmp_path, capfd):
+    stranger, canary = tmp_path / "stranger", tmp_path / "canary"
+    shutil.copytree(folder, stranger)
+    (stranger / "model.safetensors").unlink()
+    (stranger / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(canary)))
+    llm = HFCausalLM(LLAMA, str(tokenizer_folder))
+    with pytest.raises(WeightsError, match="damaged or holds more than tensors") as caught:
+        llm.load_pretrained(str(stranger))
+    assert "weights_only" not in str(caught.value), "the reader's own advice is to lift its restriction"
+    assert not canary.exists()
+    llm.load_pretrained(str(folder))
+    assert capfd.readouterr() == ("", ""), "bars of progress would stand above the line that teaches"
+
+
+class Trap:
+    """Makes the folder `canary` when it is unpickled without restriction."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.canary),)
 
 
 def test_code_in_a_folder_is_neither_run_nor_offered_to_be_run(folder, tokenizer_folder, tmp_path, capsys):

@@ -230,6 +230,16 @@ def test_earlier_weights_that_the_last_code_saved_again_are_what_the_user_says(r
     assert "video_long_self_attention (" in said.partition("left out")[2]
 
 
+def test_heads_that_config_json_lacks_are_asked_for(run, version, write, tmp_path):
+    config, state = version("v3")
+    heads = config.pop("attention_heads")
+    write(tmp_path / "source", config, state)
+    check_refusal(run(), "lacks attention_heads, and weights do not tell them: say heads=", tmp_path)
+    code, said, complaint = run(f"heads={2 * heads}")
+    assert code == 0, complaint
+    assert f"heads: {2 * heads} in the alignment, {heads} across frames, as you say heads" in said
+
+
 def test_v3_without_its_attention_is_refused(run, source, tmp_path):
     source("v1")
     check_refusal(run("variant=v3"), "lacks video_long_self_attention.*: say variant=v1 or variant=v2", tmp_path)

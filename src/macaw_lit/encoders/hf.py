@@ -1,7 +1,6 @@
 """What the encoders of transformers have in common, whichever medium they are for."""
 
 import json
-import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,14 +11,15 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, logging
 
 from macaw_lit.encoders.base import Encoder
-from macaw_lit.errors import ConfigError, WeightsError, in_one_line
+from macaw_lit.errors import ConfigError, MacawError, WeightsError, in_one_line
 from macaw_lit.hub import local_folder
-from macaw_lit.weights import Coverage, check_facts, load_exactly, read_facts, shards_of
+from macaw_lit.weights import Coverage, check_facts, check_files, load_exactly, read_facts
 
-logging.getLogger("transformers").setLevel(logging.ERROR)
+logging.set_verbosity_error()
+logging.disable_progress_bar()  # or two bars stand above every error
 
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 # Settings that change what is computed from the same weights; then some that only sound like it.
@@ -116,12 +116,14 @@ class HFEncoder(Encoder):
                 another architecture or preprocessing than this encoder has.
         """
         folder = local_folder(source)
-        shards_of(folder)
-        checked = self._check(folder, source)
+        check_files(folder)
         try:
+            checked = self._check(folder, source)
             found: Any = AutoModel.from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **LOCAL
             )
+        except MacawError:
+            raise
         except Exception as error:  # nor for what may be wrong with a folder
             raise WeightsError(f"{source} cannot be loaded ({in_one_line(error)}): fetch it again") from error
         whole, report = found

@@ -1,7 +1,6 @@
 """Any causal language model of transformers, with its tokenizer."""
 
 import copy
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,15 +10,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, logging
 
 from macaw_lit.errors import ConfigError, WeightsError, in_one_line
 from macaw_lit.hub import local_folder
 from macaw_lit.llms.base import LLM
 from macaw_lit.types import IGNORE, Output
-from macaw_lit.weights import Coverage, check_facts, load_exactly
+from macaw_lit.weights import Coverage, check_facts, check_files, load_exactly
 
-logging.getLogger("transformers").setLevel(logging.ERROR)
+logging.set_verbosity_error()
+logging.disable_progress_bar()  # or two bars stand above every error
 
 # Without the second, transformers asks on the terminal whether to run the code that a folder brings along.
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -126,8 +126,14 @@ class HFCausalLM(LLM):
     def generate(
         self, embeds: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"], **generation: Any
     ) -> Int[Tensor, "b new"]:
-        settings = {**self.generation, **generation}
-        new_ids: Tensor = self.model.generate(inputs_embeds=embeds, attention_mask=mask.long(), **settings)
+        settings = generation if generation.get("generation_config") else {**self.generation, **generation}
+        try:
+            new_ids: Tensor = self.model.generate(inputs_embeds=embeds, attention_mask=mask.long(), **settings)
+        except (ValueError, TypeError) as error:  # what transformers raises for settings, which a folder may bring too
+            given = ", ".join(f"{name}={value}" for name, value in settings.items())
+            raise ConfigError(
+                f"generating with {given}: {in_one_line(error)}; expected what GenerationConfig of transformers knows"
+            ) from error
         return new_ids
 
     def load_pretrained(self, source: str) -> Coverage:
@@ -138,6 +144,7 @@ class HFCausalLM(LLM):
                 or its config states another activation, number of heads, rotation or the like.
         """
         folder = local_folder(source)
+        check_files(folder)
         try:
             found: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **_LOCAL
@@ -217,7 +224,7 @@ def _read_config(config: Mapping[str, Any] | str) -> Any:
     try:
         return AutoConfig.for_model(sizes.pop("model_type"), **sizes)
     except Exception as error:  # nor for what may be wrong with a config
-        raise ConfigError(f"llm config {dict(config)}: {in_one_line(error)}; {_WANTED}") from error
+        raise ConfigError(f"llm config of {config.get('model_type')}: {in_one_line(error)}; {_WANTED}") from error
 
 
 def _facts(config: Any) -> dict[str, Any]:

@@ -94,6 +94,11 @@ def heads_of(facts: Facts, variant: Variant, asked: int | None) -> Heads:
         WeightsError: v3 cannot have an odd number of them.
     """
     factor = 2 if variant == "v3" else 1
+    if asked is None and "attention_heads" not in facts.content:
+        raise WeightsError(
+            f"{facts.path} lacks attention_heads, and weights do not tell them: say heads=<heads of the alignment>, "
+            f"which are {8 * factor} in {variant} as the original sets it"
+        )
     if asked is None:
         frames = facts.size("attention_heads")
         return Heads(factor * frames, frames)
