@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from macaw_lit.data.collate import Collator, lay_out
@@ -96,6 +96,7 @@ def test_a_batch_moves_as_a_whole(specs):
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=24)
 
 
+@settings(max_examples=60, deadline=None)  # a busy machine is no failure
 @given(LENGTHS, st.integers(0, 200))
 def test_every_sample_is_laid_out_once_in_rows_within_the_limit(lengths: list[int], room: int):
     limit = max(lengths) + room
@@ -107,6 +108,7 @@ def test_every_sample_is_laid_out_once_in_rows_within_the_limit(lengths: list[in
     assert lay_out(list(lengths), limit) == rows
 
 
+@settings(max_examples=60, deadline=None)
 @given(LENGTHS)
 def test_rows_are_not_longer_than_they_must_be(lengths: list[int]):
     """By Graham's bound no row is longer than 4/3 of the best there is, and that is at least the mean and the longest."""
@@ -141,6 +143,7 @@ def test_a_sample_that_no_row_can_hold_is_refused():
 MEDIA = st.fixed_dictionaries({}, optional={"image": st.integers(1, 2), "audio": st.just(1)})
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(9, 30), MEDIA), min_size=1, max_size=12))
 def test_samples_arrive_whole_with_their_media(rows: list[tuple[int, dict[str, int]]]):
     specs = {
