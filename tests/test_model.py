@@ -309,8 +309,6 @@ def test_a_model_folder_can_be_read_in_another_precision(sizes, make_batch, tmp_
     narrow = Macaw.from_pretrained(tmp_path / "model", dtype=torch.float16)
     assert narrow.llm.table.dtype == torch.float16
     assert (narrow.llm.model.get_output_embeddings().weight is narrow.llm.table) == tied
-    rotation = narrow.llm.model.model.rotary_emb.inv_freq
-    assert rotation.dtype == torch.float32, "only weights: positions lose meaning in 16 bit"
     assert torch.isfinite(narrow(make_batch(narrow, MIXED)).nll)
 
 

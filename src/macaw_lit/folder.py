@@ -104,9 +104,9 @@ class ModelFolder(nn.Module):
             folder = local_folder(source)
         with init_empty_weights(include_buffers=False):  # the weights take their places; no others are drawn first
             model, facts = cls.blueprint(folder)
-        load_weights(folder, model, facts, dtype)
+        load_weights(folder, model, facts)
         model.llm.generation = read_facts(folder / GENERATION_FILE) or model.llm.generation
-        return model.eval()
+        return model.eval() if dtype is None else model.eval().to(dtype)
 
     @classmethod
     def blueprint(cls: type[Model], folder: Path) -> tuple[Model, dict[str, Any]]:

@@ -98,22 +98,15 @@ def write_model(
     save_torch_state_dict(
         {name: tensor for name, tensor in state.items() if name not in tied}, folder, max_shard_size=max_shard_size
     )
-    # `model.half()` rounds these too, and a rebuilt model would have them in float32.
-    casts = {
-        name: str(buffer.dtype).removeprefix("torch.")
-        for name, buffer in module.named_buffers()
-        if name not in state and buffer.is_floating_point() and buffer.dtype != torch.float32
-    }
-    weights = {"sha256": fingerprint(state), "tied": tied, "casts": casts, **facts}
+    weights = {"sha256": fingerprint(state), "tied": tied, **facts}
     write_json(folder / CONFIG_FILE, {"format": _FORMAT, **config, "weights": weights})
 
 
-def load_weights(folder: Path, module: nn.Module, facts: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
-    """Put the folder's weights into `module`, whose parameters may be on the meta device.
+def load_weights(folder: Path, module: nn.Module, facts: Mapping[str, Any]) -> None:
+    """Put the folder's weights into `module`, whose parameters may be on the meta device, in the precision on disk.
 
     Args:
         facts: the config's `weights`.
-        dtype: of the weights; None leaves them in the precision on disk.
 
     Raises:
         WeightsError: a file is missing, damaged or not the one that was written, or weights do not fit the module.
@@ -126,13 +119,6 @@ def load_weights(folder: Path, module: nn.Module, facts: Mapping[str, Any], dtyp
     coverage = load_exactly(module, state, f"model.safetensors of {folder}", assign=True)
     if coverage.sha256 != facts.get("sha256"):
         raise WeightsError(f"model.safetensors of {folder} is not what was written (its SHA-256 differs): {_AGAIN}")
-    if dtype is not None:
-        for tensor in module.state_dict(keep_vars=True).values():
-            tensor.data = tensor.data.to(dtype if tensor.is_floating_point() else tensor.dtype)
-        return
-    buffers = dict(module.named_buffers())
-    for name, cast in facts.get("casts", {}).items():
-        buffers[name].data = buffers[name].to(getattr(torch, cast))
 
 
 def write_preprocess(folder: Path, preprocess: Preprocessor) -> None:

@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from macaw_lit.precision import ExactConstants
 from macaw_lit.weights import Coverage
 
 
-class Encoder(nn.Module, ABC):
+class Encoder(ExactConstants, ABC):
     """Encodes one medium at a time. Built from sizes alone: weights are a separate, explicit call.
 
     Attributes:

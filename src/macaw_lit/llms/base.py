@@ -7,14 +7,15 @@ from types import MappingProxyType
 from typing import Any
 
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from macaw_lit.errors import ConfigError
+from macaw_lit.precision import ExactConstants
 from macaw_lit.types import Output
 from macaw_lit.weights import Coverage
 
 
-class LLM(nn.Module, ABC):
+class LLM(ExactConstants, ABC):
     """A causal language model that is fed embeddings.
 
     Attributes:
