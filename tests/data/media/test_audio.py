@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from macaw_lit.data.media import CAUSES, Limits, load, load_audio
+from macaw_lit.data.media import CAUSES, Limits, load, load_audio, probe
 from macaw_lit.errors import MediaError
 
 Clip = Callable[..., Path]
@@ -131,6 +131,19 @@ def test_a_wav_that_claims_gigabytes_is_refused_unread(tmp_path: Path) -> None:
         data[place : place + 4] = b"\xff" * 4
     path.write_bytes(data)
     assert load_audio(path).shape == (8000,)
+
+
+def test_a_header_with_more_channels_than_any_reader_takes(tmp_path: Path) -> None:
+    """libsndfile refuses more than 1024, and FFmpeg then tells of none: without decoding it looked like a good file."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(0.1), 16_000)
+    data = bytearray(path.read_bytes())
+    data[22:24] = (60_000).to_bytes(2, "little")
+    path.write_bytes(data)
+    refused("unreadable", path)
+    with pytest.raises(MediaError) as error:
+        probe(path, "audio")
+    assert error.value.cause == "unreadable"
 
 
 def test_limits_hold_before_decoding(tmp_path: Path, clip: Clip) -> None:

@@ -110,6 +110,9 @@ def sound_stream(path: Place, container: Any, limits: Limits) -> tuple[Any, floa
     stream = container.streams.audio[0]
     if stream.codec_context is None:
         raise media_error("unreadable", path, "sound of unknown coding", "a common coding such as AAC")
+    if not stream.channels or not stream.rate:
+        found = f"sound of {stream.channels} channels at {stream.rate} Hz"
+        raise media_error("unreadable", path, found, "a header with both")
     seconds = seconds_of(container, stream)
     if seconds is not None and seconds > limits.video_seconds:
         raise media_error("too_long", path, f"{seconds:.0f} s of sound", f"at most {limits.video_seconds:.0f} s")
