@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,27 @@ def test_heldout_rows_need_no_model(cfg, tiny_run):
     assert all("type" in sample.meta for sample in samples)
     for sample in samples:
         assert not any("train" in Path(ref.path).parts for turn in sample.turns for ref in turn.media)
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize(
+    ("name", "value", "watched"),
+    [
+        ("MACAW_LIT_STARTER", str(os.getppid()), True),
+        ("MACAW_LIT_STARTER", "0", False),  # of an earlier run, or none
+        ("TORCHELASTIC_RUN_ID", "mine", True),
+        ("LOCAL_RANK", "0", False),  # by hand: the shell may end before the run
+    ],
+)
+def test_a_rank_watches_what_started_it_and_a_run_does_not(cfg, monkeypatch, name, value, watched):
+    monkeypatch.setenv("MACAW_LIT_STARTER", "0")
+    monkeypatch.setenv(name, value)
+    started: list[Any] = []
+    thread = lambda **settings: SimpleNamespace(start=lambda: started.append(settings["args"]))  # noqa: E731
+    monkeypatch.setattr(build, "Thread", thread)
+    set_up(cfg())
+    assert started == [(os.getppid(),)] * watched
+    assert os.environ["MACAW_LIT_STARTER"] == str(os.getpid()), "for those that it starts"
 
 
 @pytest.mark.parametrize("stubborn", [False, True])

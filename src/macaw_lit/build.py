@@ -27,6 +27,7 @@ _build = partial(instantiate, _convert_="all")
 """Without `all`, a built object within a mapping comes back wrapped in a DictConfig if it is a dataclass."""
 
 
+_STARTER = "MACAW_LIT_STARTER"  # in the environment of ranks that Lightning starts: the process of the first one
 _GRACE = 20  # seconds, to save in
 _LEAST = {
     "accumulate_grad_batches": 1,
@@ -66,8 +67,10 @@ def check_settings(cfg: DictConfig) -> None:
 
 def set_up(cfg: DictConfig) -> None:
     """Seed every generator of this process and its workers, bound its threads, let Lightning speak of faults only."""
-    if "LOCAL_RANK" in os.environ or current_process().name != "MainProcess":  # a rank, or a job of joblib
+    rank = os.environ.get(_STARTER) == str(os.getppid()) or "TORCHELASTIC_RUN_ID" in os.environ
+    if rank or current_process().name != "MainProcess":  # the last is a job of joblib; a shell may end before its run
         Thread(target=_end_with_starter, args=(os.getppid(),), daemon=True).start()
+    os.environ[_STARTER] = str(os.getpid())
     logging.getLogger("lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     if cfg.threads:

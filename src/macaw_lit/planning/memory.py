@@ -108,7 +108,7 @@ def layout_of(trainer: Mapping[str, Any]) -> Layout:
         bool(settings.get("offload_optimizer")) or offload,
         bool(settings.get("offload_parameters")) or (offload and strategy == "zero3"),
         gpu,
-        int(trainer.get("accumulate_grad_batches") or 1),
+        int(trainer.get("accumulate_grad_batches", 1)),
     )
 
 

@@ -22,6 +22,17 @@ from macaw_lit.training.blocks import blocks_of, recompute
 
 GIB = 2**30
 _OPTIMIZERS = "macaw_lit.training.optim"
+_LEAST = {
+    "data.batch_size": (1, False),
+    "data.preprocessor.max_length": (1, False),
+    "row.text": (1, True),
+    "row.response": (1, True),
+    "trainer.accumulate_grad_batches": (1, False),
+    "trainer.max_epochs": (-1, True),
+    "trainer.max_steps": (-1, False),
+    "trainer.num_nodes": (1, False),
+}
+"""Whole numbers that a plan takes: the least that they may be, and whether they may be null."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +83,9 @@ def make_plan(cfg: Mapping[str, Any]) -> Plan:
     Raises:
         ConfigError: a setting cannot be planned with.
     """
-    for name in ("gpu_gib", "peak_tflops", "mfu"):
-        if not isinstance(cfg[name], int | float) or not 0 < cfg[name] < math.inf:
-            raise ConfigError(f"{name}={cfg[name]}: expected a number above 0")
+    _check_numbers(cfg)
     check(cfg["optim"], "optim")
     layout, batch_size = layout_of(cfg["trainer"]), cfg["data"]["batch_size"]
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ConfigError(f"data.batch_size={batch_size}: expected a whole number of at least 1")
     model = _blueprint(cfg["model"], cfg["unnamed_llm"])
     if cfg["data"].get("pack_rows"):  # makes no difference to rows that are all alike, as a plan's are
         model.llm.check_packing()
@@ -122,6 +129,26 @@ def make_plan(cfg: Mapping[str, Any]) -> Plan:
         checkpoints=int(kept.get("keep") or 0) + bool(kept),  # the oldest goes once the newest is written
         folder=base * size,
     )
+
+
+def _check_numbers(cfg: Mapping[str, Any]) -> None:
+    """Refuse numbers that are none, or too small; what a training checks by its classes a plan does not import."""
+    for name in ("gpu_gib", "peak_tflops", "mfu", "reserve_gib"):
+        spare = name == "reserve_gib"
+        if not isinstance(cfg[name], int | float) or not (0 < cfg[name] < math.inf or (spare and cfg[name] == 0)):
+            raise ConfigError(f"{name}={cfg[name]}: expected a number {'from' if spare else 'above'} 0")
+    whole = {**_LEAST, **{f"data.train.{name}.count": (1, True) for name in cfg["data"]["train"]}}
+    for key, (least, optional) in whole.items():
+        value: Any = cfg
+        for part in key.split("."):
+            value = value.get(part)
+        if not (value is None and optional) and (not isinstance(value, int) or value < least):
+            raise ConfigError(f"{key}={value}: expected a whole number of at least {least}" + ", or null" * optional)
+    limit = cfg["trainer"]["limit_train_batches"]
+    if not (isinstance(limit, int) and limit >= 0) and not (isinstance(limit, float) and 0 <= limit <= 1):
+        raise ConfigError(
+            f"trainer.limit_train_batches={limit}: expected a number of batches, or a share from 0.0 to 1.0"
+        )
 
 
 def _blueprint(sizes: Mapping[str, Any], unnamed: Mapping[str, Any]) -> Macaw:
