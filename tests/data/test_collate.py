@@ -111,7 +111,7 @@ def test_every_sample_is_laid_out_once_in_rows_within_the_limit(lengths: list[in
 @settings(max_examples=60, deadline=None)
 @given(LENGTHS)
 def test_rows_are_not_longer_than_they_must_be(lengths: list[int]):
-    """By Graham's bound no row is longer than 4/3 of the best there is, and that is at least the mean and the longest."""
+    """By Graham's bound no row is longer than 4/3 of the best, which is at least the mean and the longest."""
     for count in range(1, len(lengths) + 1):
         least = max(max(lengths), -(-sum(lengths) // count))
         rows = lay_out(lengths, 4 * least // 3 + 1)

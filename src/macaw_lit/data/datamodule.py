@@ -146,7 +146,7 @@ class MacawDataModule(LightningDataModule):
         mixture = MixtureSampler(lengths, self.counts, self.seed, self.repeat, *self._rank())
         if not mixture.total:
             raise ConfigError(
-                f"trainer.devices × trainer.num_nodes={mixture.world} processes for {sum(mixture.sizes)} rows an epoch: "
+                f"trainer.devices × trainer.num_nodes={mixture.world} processes for {sum(mixture.sizes)} rows in all: "
                 "each needs one; take fewer processes, or more rows"
             )
         if not self.trainer:
