@@ -185,9 +185,10 @@ def test_samples_arrive_whole_with_their_media(rows: list[tuple[int, dict[str, i
         for number, here in found.items():
             own = examples[number]
             values = own.media.get(kind, torch.zeros(0, *specs[kind].shape))
-            assert filled[here & media.slots].tolist() == values.flatten(1)[:, 0].repeat_interleave(
-                specs[kind].num_tokens
-            ).tolist()
+            assert (
+                filled[here & media.slots].tolist()
+                == values.flatten(1)[:, 0].repeat_interleave(specs[kind].num_tokens).tolist()
+            )
             assert torch.equal(media.slots[here], own.slots.get(kind, torch.zeros(len(own.input_ids)) > 0))
 
 

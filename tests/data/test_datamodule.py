@@ -383,7 +383,7 @@ def test_more_processes_than_rows_are_refused(make_module, tmp_path, monkeypatch
     monkeypatch.setattr(Trainer, "world_size", 4)
     monkeypatch.setattr(Trainer, "global_rank", 0)
     module.setup("fit")
-    with pytest.raises(ConfigError, match=r"num_nodes=4 processes for 3 rows an epoch"):
+    with pytest.raises(ConfigError, match=r"num_nodes=4 processes for 3 rows in all"):
         module.train_dataloader()
     monkeypatch.setattr(Trainer, "world_size", 3)
     assert len(module.train_dataloader()) == 1

@@ -24,9 +24,7 @@ class Collator:
             most so many positions, by `lay_out`.
     """
 
-    def __init__(
-        self, pad_id: int, specs: Mapping[str, MediaSpec], side: Side, row_length: int | None = None
-    ) -> None:
+    def __init__(self, pad_id: int, specs: Mapping[str, MediaSpec], side: Side, row_length: int | None = None) -> None:
         self.pad_id = pad_id
         self.shapes = {kind: tuple(spec.shape) for kind, spec in specs.items()}
         self.side = side
