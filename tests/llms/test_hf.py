@@ -299,7 +299,7 @@ def cut(folder: Path) -> None:
     [
         (shutil.rmtree, "not found: give an existing file or folder, or a hub id"),
         (lambda folder: [path.unlink() for path in folder.iterdir()], "holds no causal LM"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "holds no weights: expected model.safetensors"),
         (cut, "incomplete metadata"),
         (write("model.safetensors", ""), "header too small"),
         (write("config.json", "{"), "not a valid JSON"),

@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoModel
 from macaw_lit.encoders.base import Encoder
 from macaw_lit.errors import ConfigError, WeightsError, in_one_line
 from macaw_lit.hub import local_folder
-from macaw_lit.weights import Coverage, check_facts, load_exactly, read_facts, shards_of
+from macaw_lit.weight_files import shards_of
+from macaw_lit.weights import Coverage, check_facts, load_exactly, read_facts
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 
