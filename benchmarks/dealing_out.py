@@ -112,8 +112,8 @@ def memory() -> float:
     return int(lines["RssAnon"].split()[0]) / 1024
 
 
-def published(folder: Path, layers: int) -> list[str]:
-    """A language model of the benchmark's sizes in three forms: their folders."""
+def publish(folder: Path, layers: int) -> None:
+    """Write a language model of the benchmark's sizes in three forms."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -123,7 +123,6 @@ def published(folder: Path, layers: int) -> list[str]:
     model.config.save_pretrained(folder / "bin")
     torch.save(model.state_dict(), folder / "bin" / "pytorch_model.bin")
     model.bfloat16().save_pretrained(folder / "shards", max_shard_size="100MB")
-    return [str(folder / name) for name in ("safetensors", "shards", "bin")]
 
 
 def main() -> None:
@@ -132,13 +131,15 @@ def main() -> None:
     parser.add_argument("--tokenizer", default="data/demo/tokenizer")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--strategies", nargs="+", default=["fsdp2", "zero3"])
+    parser.add_argument("--weights", nargs="+", default=["random", "safetensors", "shards", "bin"])
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         child(*args.child, args.tokenizer, args.layers)
         return
     with tempfile.TemporaryDirectory() as folder:
-        origins = ["random", *published(Path(folder), args.layers)]
+        publish(Path(folder), args.layers)
+        origins = [str(Path(folder) / name) for name in args.weights]
         for port, (kind, weights) in enumerate((kind, weights) for kind in args.strategies for weights in origins):
             together([kind, weights], args, port)
 

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from macaw_lit.errors import ConfigError
@@ -76,3 +77,16 @@ def test_blocks_are_not_compiled_where_their_layers_are_filled_one_by_one():
         check_compiled(ZeRO(3), ["llm"])
     for strategy, parts in ((ZeRO(3), []), (ZeRO(2), ["llm"]), (FSDP2(), ["llm"]), (None, ["llm"])):
         check_compiled(strategy, parts)
+
+
+def test_fsdp2_casts_what_it_gathers_and_leaves_nothing_to_autocast():
+    strategy = FSDP2()
+    assert strategy.policy.param_dtype is None
+    strategy.precision_plugin = MixedPrecision("bf16-mixed", "cpu")
+    assert (strategy.policy.param_dtype, strategy.policy.reduce_dtype) == (torch.bfloat16, torch.float32)
+    assert strategy.precision_plugin.precision == "bf16-mixed"
+    with strategy.precision_plugin.forward_context():
+        assert not torch.is_autocast_enabled("cpu")
+    assert FSDP2().policy.param_dtype is None, "others are not touched"
+    with pytest.raises(ConfigError, match="16-mixed with FSDP2.*choose bf16-mixed"):
+        FSDP2().precision_plugin = MixedPrecision("16-mixed", "cpu")
