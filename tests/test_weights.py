@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from macaw_lit.errors import WeightsError
-from macaw_lit.weights import Coverage, check_facts, fingerprint, load_exactly, read_facts, read_weights, tensors_under
+from macaw_lit.weight_files import read_weights
+from macaw_lit.weights import Coverage, check_facts, fingerprint, load_exactly, read_facts, tensors_under
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([1.5, -2.0]).bfloat16()}
 

@@ -26,7 +26,8 @@ from macaw_lit.data.preprocess import Preprocessor, Tokenizer
 from macaw_lit.data.prompt import Prompt
 from macaw_lit.errors import ConfigError, WeightsError, in_one_line
 from macaw_lit.types import MediaSpec
-from macaw_lit.weights import fingerprint, load_exactly, read_facts, read_weights
+from macaw_lit.weight_files import read_weights
+from macaw_lit.weights import fingerprint, load_exactly, read_facts
 
 logging.getLogger("huggingface_hub").setLevel(logging.WARNING)  # it reports every file
 

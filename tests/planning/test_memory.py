@@ -34,8 +34,11 @@ def test_bytes_by_hand() -> None:
     assert kept({**ZERO, "stage": 3}) == (500, 300, 1800, 2400 + 2000)
     assert kept({**ZERO, "stage": 3, **OFFLOAD}) == (0, 0, 0, 4400)
     assert kept("deepspeed_stage_3_offload") == (0, 0, 0, 4400)
-    # FSDP2: fp32; the root's 300 and two blocks of 200 whole, weights and then gradients
-    assert kept(FSDP2, "bf16-mixed") == (1000, 600, 1200, 4 * (2 * 300 + 4 * 200))
+    # FSDP2: the root's 300 and two blocks of 200 whole, weights and then gradients
+    assert kept(FSDP2, "32-true") == (1000, 600, 1200, 4 * (2 * 300 + 4 * 200))
+    # with bf16 these are in bf16, and the root's gradients once more in fp32; what is kept stays fp32
+    assert kept(FSDP2, "bf16-mixed") == (1000, 600, 1200, 2 * (2 * 300 + 4 * 200) + 4 * 300)
+    assert kept(FSDP2, "bf16-true") == (500, 300, 600, 2 * (2 * 300 + 4 * 200))
 
 
 def test_main_memory_by_hand() -> None:
@@ -53,8 +56,9 @@ def step(forward: int, backward: int, sharded: int, gradients: int) -> Step:
 @pytest.mark.parametrize(
     ("layout", "of", "moment", "total"),
     [
-        # the last step's gradients are there in the forward pass: 4000 + 2400 + 4800 + 900
-        (Layout("plain", 1, torch.float32, gpu=False), step(900, 400, 600, 100), "forward", 12_100),
+        # the last step's gradients are gone in the forward pass: 4000 + 4800 + 9000, unless they are accumulated
+        (Layout("plain", 1, torch.float32, gpu=False), step(9000, 400, 600, 100), "forward", 17_800),
+        (Layout("plain", 1, torch.float32, gpu=False, accumulate=2), step(9000, 400, 600, 100), "forward", 20_200),
         # they come one by one in the backward pass: 4000 + 4800 + 3000 + 1000
         (Layout("plain", 1, torch.float32, gpu=False), step(500, 3000, 4500, 1000), "backward", 12_800),
         # unless they are accumulated: 4000 + 2400 + 4800 + 4500
@@ -62,6 +66,14 @@ def step(forward: int, backward: int, sharded: int, gradients: int) -> Step:
         # on a GPU, AdamW's roots of all trained values: 11200 + 2400; on a CPU of the largest parameter: 2 · 400
         (Layout("plain", 1, torch.float32), step(0, 0, 0, 0), "optimizer step", 13_600),
         (Layout("plain", 1, torch.float32, gpu=False), step(0, 0, 0, 0), "optimizer step", 12_000),
+        # FSDP2 drops its share of them too: 1000 + 1200 + 4000 + 9000; ZeRO keeps its buffers: 500 + 300 + 1800 + 4400
+        (
+            Layout("fsdp2", 4, torch.bfloat16, masters=torch.float32),
+            step(9000, 400, 600, 100),
+            "forward",
+            15_200,
+        ),
+        (Layout("zero3", 4, torch.float16), step(9000, 400, 600, 100), "forward", 16_000),
         # ZeRO-3 deals gradients out at once: 500 + 300 + 1800 + 4400 + 4500
         (Layout("zero3", 4, torch.float16), step(500, 3000, 4500, 1000), "backward", 11_500),
     ],

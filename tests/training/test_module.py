@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
@@ -98,6 +99,32 @@ def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(
         trainer.fit(resumed, make_data(paths), ckpt_path=tmp_path / f"step={step}.ckpt")
         assert trainer.global_step == 7
         assert same(resumed.state_dict(), module.state_dict()), f"resumed at step {step}"
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_gradients_go_with_their_step_and_nothing_else_changes(sizes, make_data, make_trainer, picture, batches):
+    """By the next forward pass they are gone, but for those that are accumulated."""
+    held: list[bool] = []
+
+    class Watching(MacawModule):
+        def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+            held.append(any(parameter.grad is not None for parameter in self.parameters()))
+            return super().training_step(batch, batch_idx)
+
+    class AsLightning(Watching):
+        optimizer_step = LightningModule.optimizer_step
+
+    weights = []
+    for kind in (Watching, AsLightning):
+        torch.manual_seed(0)
+        module = kind(sizes, muon, warmup_ratio=0.1)
+        paths = [picture(level) for level in (10, 90, 170, 250)] + [Path()] * 4
+        settings = {"max_epochs": 2, "accumulate_grad_batches": batches, "gradient_clip_val": 0.5}
+        make_trainer(**settings).fit(module, make_data(paths, num_workers=0))
+        weights.append(module.state_dict())
+    assert held[:8] == [False, batches == 2] * 4
+    assert held[8:12] == [False, True, True, True], "Lightning drops them after the forward pass"
+    assert same(*weights)
 
 
 def test_a_checkpoint_holds_nothing_but_tensors_and_plain_values(make_module, make_data, make_trainer, tmp_path):

@@ -4,24 +4,17 @@ from functools import partial
 
 import pytest
 import torch
-from accelerate import init_empty_weights
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from macaw_lit.errors import ConfigError
-from macaw_lit.model import Macaw
-from macaw_lit.training import strategies
 from macaw_lit.training.optim import MuonAdamW, adamw
 from macaw_lit.training.strategies import (
     FSDP2,
     ZeRO,
-    building,
     check_compiled,
     check_machine,
     check_optimizer,
-    prepare,
-    tie,
-    tied,
-    whole_state,
 )
 
 ZERO = {"_target_": "macaw_lit.training.strategies.ZeRO", "stage": 3}
@@ -79,20 +72,6 @@ def test_zero_says_nothing_that_the_trainer_says():
         )
 
 
-def test_scalars_get_a_dimension_where_they_are_dealt_out_and_nowhere_else(model):
-    scalars = [name for name, parameter in model.named_parameters() if parameter.ndim == 0]
-    assert scalars, "the temperature of an aligner is one"
-    plain = SingleDeviceStrategy(torch.device("cpu"))
-    prepare(plain, model)
-    assert all(model.get_parameter(name).ndim == 0 for name in scalars)
-    assert whole_state(plain, model) is None
-    prepare(ZeRO(), model)
-    assert all(model.get_parameter(name).shape == (1,) for name in scalars)
-    state = whole_state(ZeRO(), model)
-    assert state is not None
-    assert all(tensor.data_ptr() != model.state_dict()[name].data_ptr() for name, tensor in state.items())
-
-
 def test_blocks_are_not_compiled_where_their_layers_are_filled_one_by_one():
     with pytest.raises(ConfigError, match=r"compiled=\['llm'\] with ZeRO-3.*compiled=\[\], or ZeRO-2 or FSDP2"):
         check_compiled(ZeRO(3), ["llm"])
@@ -100,35 +79,14 @@ def test_blocks_are_not_compiled_where_their_layers_are_filled_one_by_one():
         check_compiled(strategy, parts)
 
 
-def test_what_is_tied_is_tied_again(sizes):
-    sizes["llm"]["config"] = {**sizes["llm"]["config"], "tie_word_embeddings": True}
-    names = tied(Macaw.from_config(sizes))
-    assert names == {"llm.model.lm_head.weight": "llm.model.model.embed_tokens.weight"}
-    with init_empty_weights(include_buffers=False):
-        outline = Macaw.from_config(sizes)
-    assert tied(outline) == {}, "parameters without memory are made anew under each of their names"
-    tie(outline, names)
-    assert tied(outline) == names
-
-
-def test_only_strategies_that_deal_weights_out_build_in_one_process(monkeypatch):
-    for strategy in (None, SingleDeviceStrategy(torch.device("cpu")), ZeRO(2)):
-        with building(strategy) as with_weights:
-            assert with_weights
-    for strategy in (ZeRO(3), FSDP2()):
-        for rank in (0, 1):
-            monkeypatch.setattr(type(strategy), "is_global_zero", rank == 0)
-            with building(strategy) as with_weights:
-                assert with_weights is (rank == 0)
-                assert torch.nn.Linear(2, 2).weight.is_meta is (rank == 1)
-
-
-def test_what_goes_wrong_in_one_process_while_building_ends_all(monkeypatch):
-    def gathered(own):
-        return [own, "no such file"]
-
-    monkeypatch.setattr(strategies, "from_all_processes", gathered)
-    with pytest.raises(ConfigError, match=r"process 1 could not build the model \(no such file\)"), building(FSDP2()):
-        pass
-    with pytest.raises(ConfigError, match="my own"), building(FSDP2()):
-        raise ConfigError("my own")
+def test_fsdp2_casts_what_it_gathers_and_leaves_nothing_to_autocast():
+    strategy = FSDP2()
+    assert strategy.policy.param_dtype is None
+    strategy.precision_plugin = MixedPrecision("bf16-mixed", "cpu")
+    assert (strategy.policy.param_dtype, strategy.policy.reduce_dtype) == (torch.bfloat16, torch.float32)
+    assert strategy.precision_plugin.precision == "bf16-mixed"
+    with strategy.precision_plugin.forward_context():
+        assert not torch.is_autocast_enabled("cpu")
+    assert FSDP2().policy.param_dtype is None, "others are not touched"
+    with pytest.raises(ConfigError, match="16-mixed with FSDP2.*choose bf16-mixed"):
+        FSDP2().precision_plugin = MixedPrecision("16-mixed", "cpu")

@@ -10,7 +10,8 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor
 
 from macaw_lit.errors import WeightsError, in_one_line
-from macaw_lit.weights import read_facts, read_weights
+from macaw_lit.weight_files import read_weights
+from macaw_lit.weights import read_facts
 
 _RENAMED = (  # transformers → open_clip
     (r"^vision_model\.", ""),

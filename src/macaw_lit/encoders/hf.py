@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModel, logging
 from macaw_lit.encoders.base import Encoder
 from macaw_lit.errors import ConfigError, MacawError, WeightsError, in_one_line
 from macaw_lit.hub import local_folder
-from macaw_lit.weights import Coverage, check_facts, check_files, load_exactly, read_facts
+from macaw_lit.weight_files import check_files
+from macaw_lit.weights import Coverage, check_facts, load_exactly, read_facts
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()  # or two bars stand above every error

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from macaw_lit.errors import WeightsError
-from macaw_lit.weights import read_facts, read_weights, tensors_under
+from macaw_lit.weight_files import read_weights
+from macaw_lit.weights import read_facts, tensors_under
 
 _RENAMED = (  # transformers → OpenAI
     (r"^embed_positions\.weight$", "positional_embedding"),

@@ -14,9 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, loggin
 
 from macaw_lit.errors import ConfigError, WeightsError, in_one_line
 from macaw_lit.hub import local_folder
+from macaw_lit.later import later, value
 from macaw_lit.llms.base import LLM
 from macaw_lit.types import IGNORE, Output
-from macaw_lit.weights import Coverage, check_facts, check_files, load_exactly
+from macaw_lit.weight_files import read_later
+from macaw_lit.weights import Coverage, check_facts, load_exactly
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()  # or two bars stand above every error
@@ -144,11 +146,10 @@ class HFCausalLM(LLM):
                 or its config states another activation, number of heads, rotation or the like.
         """
         folder = local_folder(source)
-        check_files(folder)
         try:
-            found: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **_LOCAL
-            )
+            found = _read_model(folder)
+        except WeightsError:
+            raise
         except Exception as error:  # transformers has no class for what may be wrong with a folder
             raise WeightsError(
                 f"{source} holds no causal LM of transformers ({in_one_line(error)}): fetch it again"
@@ -166,21 +167,26 @@ class HFCausalLM(LLM):
             ),
         ).insist(self.model)
         for matrix in {loaded.get_input_embeddings(), loaded.get_output_embeddings()}:
-            for rows in (matrix.weight, getattr(matrix, "bias", None)):
-                if rows is not None:
-                    rows.data = self._with_new_rows(rows.data)
+            for name, rows in dict(matrix.named_parameters(recurse=False)).items():
+                setattr(matrix, name, nn.Parameter(self._with_new_rows(rows.detach())))
         return load_exactly(self.model, loaded.state_dict(), source, dead, checked)
 
     def _with_new_rows(self, rows: Tensor) -> Tensor:
         """`rows` of a vocabulary's matrix or bias, grown to this one's; those of added tokens are the others' mean."""
-        vocabulary = self.table.shape[0]
+        length = max(len(rows), self.table.shape[0])
         # Some vocabularies have rows to spare beyond their tokenizer, and those are noise.
         spare = {row for row in self.tokenizer.convert_tokens_to_ids(self.added) if row < len(rows)}
-        new = torch.tensor([*spare, *range(len(rows), vocabulary)], dtype=torch.long)
+        new = torch.tensor([*spare, *range(len(rows), length)], dtype=torch.long)
         known = torch.tensor([row not in spare for row in range(len(rows))])
-        grown = torch.cat([rows, rows.new_zeros(max(0, vocabulary - len(rows)), *rows.shape[1:])])
-        grown[new] = rows[known].mean(0)
-        return grown
+
+        def grown() -> Tensor:
+            old = value(rows)
+            found = old.new_empty(length, *old.shape[1:])
+            found[: len(old)] = old
+            found[new] = old[known].mean(0)
+            return found
+
+        return later(grown, torch.empty(length, *rows.shape[1:], dtype=rows.dtype, device="meta"))
 
     def save_config(self, folder: Path) -> dict[str, Any]:
         self.tokenizer.save_pretrained(folder)
@@ -225,6 +231,24 @@ def _read_config(config: Mapping[str, Any] | str) -> Any:
         return AutoConfig.for_model(sizes.pop("model_type"), **sizes)
     except Exception as error:  # nor for what may be wrong with a config
         raise ConfigError(f"llm config of {config.get('model_type')}: {in_one_line(error)}; {_WANTED}") from error
+
+
+def _read_model(folder: Path) -> tuple[Any, Any]:
+    """A model of transformers whose weights are read when they are needed, and its report of which came."""
+    weights = read_later(folder)
+    config = AutoConfig.from_pretrained(folder, **_LOCAL)
+    with torch.device("meta"):
+        kind: Any = type(AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False))
+    found: tuple[Any, Any] = kind.from_pretrained(
+        None,
+        config=config,
+        state_dict=weights,
+        dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        local_files_only=True,
+    )
+    return found
 
 
 def _facts(config: Any) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class Layout:
         offload_optimizer, offload_parameters: into main memory.
         gpu: whether there is one.
         accumulate: batches of a step.
+        masters: type of the weights that FSDP2 keeps, their gradients and states, if it is another than at work.
     """
 
     strategy: str
@@ -65,6 +66,12 @@ class Layout:
     offload_parameters: bool = False
     gpu: bool = True
     accumulate: int = 1
+    masters: torch.dtype | None = None
+
+    @property
+    def kept(self) -> torch.dtype:
+        """The type of the weights from step to step."""
+        return self.masters or self.dtype
 
     @property
     def zero(self) -> bool:
@@ -83,6 +90,7 @@ def layout_of(trainer: Mapping[str, Any]) -> Layout:
     if precision not in _PRECISIONS:
         raise ConfigError(f"trainer.precision={precision}: expected one of {', '.join(_PRECISIONS)}")
     dtype, autocast = _PRECISIONS[precision]
+    masters: torch.dtype | None = None
     gpu = trainer.get("accelerator") != "cpu"
     world = _processes(trainer, gpu)
     stem, offload = name.removesuffix("_offload"), name.endswith("_offload")
@@ -93,6 +101,8 @@ def layout_of(trainer: Mapping[str, Any]) -> Layout:
         strategy = "fsdp2"
         if precision == "16-mixed":
             raise ConfigError("trainer.precision=16-mixed with FSDP2, which has no loss scale: choose bf16-mixed")
+        if autocast is not None:  # it casts what it gathers
+            dtype, autocast, masters = autocast, None, dtype
     elif name == "ddp" or (name == "auto" and world > 1):
         strategy = "ddp"
     elif name == "auto":
@@ -108,7 +118,8 @@ def layout_of(trainer: Mapping[str, Any]) -> Layout:
         bool(settings.get("offload_optimizer")) or offload,
         bool(settings.get("offload_parameters")) or (offload and strategy == "zero3"),
         gpu,
-        int(trainer.get("accumulate_grad_batches", 1)),
+        int(trainer.get("accumulate_grad_batches") or 1),
+        masters,
     )
 
 
@@ -128,7 +139,7 @@ def resident(layout: Layout, counts: Counts) -> dict[str, int]:
     ZeRO keeps fp32 masters beside its weights (Rajbhandari et al., 2020); all others let the optimizer work on the
     weights themselves. With an offloaded optimizer DeepSpeed keeps the dealt gradients with it.
     """
-    size, world = layout.dtype.itemsize, layout.world
+    size, world = layout.kept.itemsize, layout.world
     masters = counts.trained if layout.zero else 0
     state_size = _FP32 if layout.zero else size
     found = {
@@ -148,7 +159,9 @@ def resident(layout: Layout, counts: Counts) -> dict[str, int]:
     if layout.strategy == "ddp":
         found[COMMUNICATION] = counts.trained * size  # a copy of the gradients, in buckets
     elif layout.strategy == "fsdp2":  # gathered weights with one block ahead, then their whole gradients
-        found[COMMUNICATION] = size * (2 * counts.root + 4 * counts.block)
+        found[COMMUNICATION] = layout.dtype.itemsize * (2 * counts.root + 4 * counts.block)
+        if layout.masters is not None:  # a group's gradients become those of the masters when they are summed
+            found[COMMUNICATION] += size * max(counts.root, counts.block)
     elif layout.zero:
         live = min(counts.all, _LIVE) if layout.strategy == "zero3" else 0
         found[COMMUNICATION] = size * (2 * min(counts.trained, _BUCKET) + live)
@@ -170,14 +183,15 @@ def offloaded(layout: Layout, counts: Counts) -> int:
 def demand(layout: Layout, counts: Counts, step: Step) -> tuple[str, dict[str, int]]:
     """The greatest moment of a step, and bytes by cause on each GPU then.
 
-    Lightning drops a step's gradients after the forward pass of the next, so that they meet all its activations.
-    DDP and plain training have them come one by one otherwise; accumulated ones are there throughout.
+    Gradients go with their step, but for ZeRO's buffers of them; DDP and plain training have them come one by one.
+    Accumulated ones are there throughout.
     """
     kept = resident(layout, counts)
     alone = layout.strategy in ("plain", "ddp")
     coming = alone and layout.accumulate == 1
+    gone = layout.accumulate == 1 and not layout.zero
     moments = {
-        "forward": {**_bare(step.forward), **kept},
+        "forward": {**_bare(step.forward), **(_bare(kept) if gone else kept)},
         "backward": {**kept, **step.backward} if coming else {**_bare(step.sharded), **kept},
         "optimizer step": {**kept, TEMPORARY: _temporaries(layout, counts)},
     }
@@ -196,5 +210,5 @@ def _temporaries(layout: Layout, counts: Counts) -> int:
     if layout.zero:
         return 2 * _FP32 * counts.trained // layout.world
     if not layout.gpu:
-        return 2 * counts.largest * layout.dtype.itemsize
-    return counts.trained * layout.dtype.itemsize // (layout.world if layout.strategy == "fsdp2" else 1)
+        return 2 * counts.largest * layout.kept.itemsize
+    return counts.trained * layout.kept.itemsize // (layout.world if layout.strategy == "fsdp2" else 1)

@@ -105,7 +105,7 @@ def make_plan(cfg: Mapping[str, Any]) -> Plan:
     rows = batch_size * layout.world * layout.accumulate
     flops, steps = step.flops * layout.world * layout.accumulate, _steps(cfg, layout)
     peak = layout.world * cfg["peak_tflops"] * 1e12
-    size, optimizer = layout.dtype.itemsize, resident(Layout("plain", 1, layout.dtype), counts)["optimizer states"]
+    size, optimizer = layout.kept.itemsize, resident(Layout("plain", 1, layout.kept), counts)["optimizer states"]
     masters = 4 * (counts.trained + counts.states)
     kept = (cfg.get("callbacks") or {}).get("checkpoint") or {}
     return Plan(

@@ -1,6 +1,7 @@
 """The LightningModule: loss, log, optimizer, schedule, and nothing about files or shapes."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ from macaw_lit.model import Macaw
 from macaw_lit.training.adapt import adapt
 from macaw_lit.training.blocks import compile_blocks, recompute, restore
 from macaw_lit.training.checkpoint_files import require_same_model
+from macaw_lit.training.dealing import building, prepare, tie, tied, whole_state
 from macaw_lit.training.finite import explain_loss, loss_scale
 from macaw_lit.training.optim import cosine_with_warmup
-from macaw_lit.training.strategies import building, check_compiled, check_optimizer, prepare, tie, tied, whole_state
+from macaw_lit.training.strategies import check_compiled, check_optimizer
 from macaw_lit.types import Batch, Output
 
 
@@ -111,6 +113,11 @@ class MacawModule(LightningModule):
         shares = self.trainer.accumulate_grad_batches * self.trainer.world_size
         return output.nll * (shares / all_tokens.clamp(min=1)).to(output.nll)
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """As ever, but a step's gradients go with it; Lightning would keep them through the next forward pass."""
+        super().optimizer_step(*args, **kwargs)
+        self.trainer.optimizers[0].zero_grad()
+
     def _one_batch(self, output: Output) -> int:
         if self.trainer.accumulate_grad_batches > 1 and self.loss_mean == "tokens":
             raise ConfigError(
@@ -128,8 +135,8 @@ class MacawModule(LightningModule):
     def on_fit_end(self) -> None:
         """Gather what the strategy has sharded, while its processes still talk to each other."""
         restore(self.model)
-        state = whole_state(self.trainer.strategy, self.model)
-        if state is None or not self.trainer.is_global_zero:
+        state = whole_state(self.trainer.strategy, self.model, Path(self.trainer.default_root_dir))
+        if state is None:
             return
         with init_empty_weights(include_buffers=False):
             whole = Macaw.from_config(self.config)

@@ -1,19 +1,19 @@
 """Lightning's strategies that shard a model, made to do what the others do, and what a machine cannot run."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from accelerate import init_empty_weights
+from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, distributed, nn
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from macaw_lit.errors import ConfigError, in_one_line
-from macaw_lit.model import Macaw
+from macaw_lit.errors import ConfigError
+from macaw_lit.later import value
 from macaw_lit.training.optim import MuonAdamW
 
 Value = TypeVar("Value")
@@ -65,7 +65,7 @@ class ZeRO(DeepSpeedStrategy):
         # DeepSpeed casts and moves a model itself, but not one that is dealt out already.
         precision: Any = self.precision_plugin
         self._init_config_if_needed()
-        _place(module, self.root_device, precision._desired_dtype)
+        place(module, self.root_device, precision._desired_dtype)
         for child in module.modules():
             for name, buffer in child.named_buffers(recurse=False):
                 child._buffers[name] = buffer.to(self.root_device)
@@ -82,42 +82,40 @@ class ZeRO(DeepSpeedStrategy):
 
 
 class FSDP2(ModelParallelStrategy):
-    """Fully sharded data parallelism over all processes; `prepare` says what is sharded together."""
+    """Fully sharded data parallelism over all processes; `deal_out` says what is sharded together.
+
+    With `bf16-mixed` weights are gathered, and gradients computed, in bf16, a group at a time; the weights that each
+    process keeps, their gradients' sums and the optimizer are in fp32. Lightning's autocast would cast them whole.
+    """
+
+    policy = MixedPrecisionPolicy()
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(data_parallel_size=1, tensor_parallel_size=1, **settings)
+
+    @property
+    def precision_plugin(self) -> Precision:
+        return super().precision_plugin
+
+    @precision_plugin.setter
+    def precision_plugin(self, plugin: Precision | None) -> None:
+        if plugin is not None and plugin.precision == "16-mixed":
+            raise ConfigError("trainer.precision=16-mixed with FSDP2, which has no loss scale: choose bf16-mixed")
+        if plugin is not None and plugin.precision == "bf16-mixed":
+            self.policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+            plugin = Precision()
+            plugin.precision = "bf16-mixed"
+        self._precision_plugin = plugin
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes  # Lightning's "auto" means one per node
         super().setup_environment()
 
-
-@contextmanager
-def building(strategy: Strategy | None) -> Iterator[bool]:
-    """Where weights are dealt out, let the first process alone draw and load them, in main memory.
-
-    In the others parameters that are made within are on the meta device, until `prepare` deals out what the first has.
-    What goes wrong in one process is raised in all, which would wait for it otherwise.
-
-    Yields:
-        whether this process is to have weights.
-    """
-    if not _deals_out_weights(strategy):
-        yield True
-        return
-    assert strategy is not None
-    failure: Exception | None = None
-    try:
-        with nullcontext() if strategy.is_global_zero else init_empty_weights(include_buffers=False):
-            yield strategy.is_global_zero
-    except Exception as error:
-        failure = error
-    failures = from_all_processes(failure and in_one_line(failure))
-    if failure:
-        raise failure
-    for rank, message in enumerate(failures):
-        if message:
-            raise ConfigError(f"process {rank} could not build the model ({message}): mend what it says")
+    def deal_out(self, module: nn.Module) -> None:
+        """Give each process its piece of those weights of a module that are not dealt out yet."""
+        for parameter in place(module, self.root_device):
+            distributed.broadcast(parameter.data, src=0)
+        fully_shard(module, mesh=self.device_mesh["data_parallel"], mp_policy=self.policy)
 
 
 def from_all_processes(value: Value) -> list[Value]:
@@ -129,84 +127,20 @@ def from_all_processes(value: Value) -> list[Value]:
     return gathered
 
 
-def _deals_out_weights(strategy: Strategy | None) -> bool:
-    return isinstance(strategy, FSDP2) or (isinstance(strategy, ZeRO) and bool(strategy.zero_stage_3))
-
-
-def prepare(strategy: Strategy, model: Macaw) -> None:
-    """Make a newly built model fit for a strategy that shards it; any other is left as it is.
-
-    Weights are dealt out group by group, so that no process but the first, which let go of what it has dealt out, ever
-    holds more than its share and one group. A group is a block of the language model, an encoder, or all else: aligners
-    read the embedding table, so both stay together.
-    """
-    if isinstance(strategy, ZeRO | FSDP2):
-        for parameter in model.parameters():
-            if parameter.ndim == 0:  # neither can deal out a scalar
-                parameter.data = parameter.data.reshape(1)
-    if not _deals_out_weights(strategy):
-        return
-    # A process whose answers have ended goes on with the others, or they would wait for its part of the weights.
-    model.llm.generation = {**model.llm.generation, "synced_gpus": True}
-    tie(model, from_all_processes(tied(model))[0])  # parameters without memory lose it
-    blocks = [block for part in model.llm.modules() if isinstance(part, nn.ModuleList) for block in part]
-    for module in (*blocks[::-1], *model.encoders.values(), model):  # a block within a block comes first
-        if isinstance(strategy, FSDP2):
-            for parameter in _place(module, strategy.root_device):
-                distributed.broadcast(parameter.data, src=0)
-            fully_shard(module, mesh=strategy.device_mesh["data_parallel"])
-        elif isinstance(strategy, ZeRO):
-            strategy.deal_out(module)
-    if isinstance(strategy, FSDP2):
-        register_fsdp_forward_method(model, "generate")
-
-
-def tied(model: nn.Module) -> dict[str, str]:
-    """Names of parameters that are the same as an earlier one, as an output head may be: name → earlier name."""
-    first: dict[int, str] = {}
-    names = [(name, first.setdefault(id(p), name)) for name, p in model.named_parameters(remove_duplicate=False)]
-    return {name: earlier for name, earlier in names if name != earlier}
-
-
-def tie(model: nn.Module, names: Mapping[str, str]) -> None:
-    """Make parameters the same that are so by `tied`."""
-    for name, earlier in names.items():
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, model.get_parameter(earlier))
-
-
-def _place(module: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> list[nn.Parameter]:
-    """Move those weights of a module to a device that are not dealt out yet, or make room for them there."""
+def place(module: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> list[nn.Parameter]:
+    """Bring those weights of a module to a device that are not dealt out yet, or make room for them there."""
     placed: dict[nn.Parameter, nn.Parameter] = {}  # those that are tied stay so
     for child in module.modules():
         for name, parameter in child._parameters.items():
             if parameter is None or isinstance(parameter, DTensor) or hasattr(parameter, "ds_id"):
                 continue
             if parameter not in placed:
-                make = torch.empty_like if parameter.is_meta else torch.Tensor.to
-                data = make(parameter.detach(), device=device, dtype=dtype or parameter.dtype)
+                data = torch.empty(parameter.shape, dtype=dtype or parameter.dtype, device=device)
+                if not parameter.is_meta:
+                    data.copy_(value(parameter.detach()))
                 placed[parameter] = nn.Parameter(data, parameter.requires_grad)
             child._parameters[name] = placed[parameter]
     return [*placed.values()]
-
-
-def whole_state(strategy: Strategy, model: nn.Module) -> dict[str, Tensor] | None:
-    """All weights in main memory, in the first process; None if the strategy is none that `prepare` knows.
-
-    Every process must call it before training is torn down. Scalars have one dimension, as `prepare` left them.
-    """
-    if not isinstance(strategy, ZeRO | FSDP2):
-        return None
-    state = model.state_dict()
-    if isinstance(strategy, ZeRO) and strategy.zero_stage_3:
-        import deepspeed  # takes seconds, and is an extra
-
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            with deepspeed.zero.GatheredParameters([parameter]):
-                if strategy.is_global_zero:
-                    state[name] = parameter.detach().to("cpu", copy=True)
-    whole = {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in state.items()}
-    return {name: tensor.to("cpu", copy=True) for name, tensor in whole.items()}  # some are pieces of one buffer
 
 
 def check_compiled(strategy: Strategy | None, parts: Sequence[str]) -> None:

@@ -16,7 +16,8 @@ from macaw_lit.model import Macaw
 from macaw_lit.upstream.names import KINDS, TABLE, VARIANTS, left_out, our_names, recognise, wanted
 from macaw_lit.upstream.sizes import TAGS, Facts, heads_of, sizes
 from macaw_lit.upstream.tokenizer import has_tokenizer, read_tokenizer, stand_in
-from macaw_lit.weights import load_exactly, read_shard, shards_of
+from macaw_lit.weight_files import read_shard, shards_of
+from macaw_lit.weights import load_exactly
 
 DTYPES = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _TEXT_LENGTH = 256  # positions of text in every row of the original's training
