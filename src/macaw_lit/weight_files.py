@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from macaw_lit.deferred import deferred
 from macaw_lit.errors import WeightsError, in_one_line
-from macaw_lit.later import later
 from macaw_lit.weights import read_facts
 
 _IN_FOLDERS = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
@@ -38,7 +38,7 @@ def read_weights(path: Path) -> dict[str, object]:
     return _state_dict(state, path)
 
 
-def read_later(folder: Path) -> dict[str, Tensor]:
+def read_deferred(folder: Path) -> dict[str, Tensor]:
     """The tensors of a folder of transformers, each read from its file when, and as often as, its values are needed.
 
     Raises:
@@ -46,13 +46,13 @@ def read_later(folder: Path) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for file, listed in shards_of(folder).items():
-        shard = _read_later(file)
+        shard = _read_deferred(file)
         _compare_with_index(file, shard, listed)
         found |= shard
     return found
 
 
-def _read_later(path: Path) -> dict[str, Tensor]:
+def _read_deferred(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         with _readable(path), safe_open(path, "pt") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # no mapping
@@ -60,14 +60,16 @@ def _read_later(path: Path) -> dict[str, Tensor]:
             metas = {
                 name: torch.empty(part.get_shape(), dtype=types[name], device="meta") for name, part in parts.items()
             }
-        return {name: later(partial(_one_of_safetensors, path, name), meta) for name, meta in metas.items()}
+        return {name: deferred(partial(_one_of_safetensors, path, name), meta) for name, meta in metas.items()}
     with _readable(path):
         _compare_checksums(path)
         mapped = is_zipfile(path)  # PyTorch's first format has to be read whole
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     tensors = {name: kept for name, kept in _state_dict(state, path).items() if isinstance(kept, Tensor)}
     return {
-        name: later(partial(_one_of_archive, path, name) if mapped else partial(Tensor.detach, kept), kept.to("meta"))
+        name: deferred(
+            partial(_one_of_archive, path, name) if mapped else partial(Tensor.detach, kept), kept.to("meta")
+        )
         for name, kept in tensors.items()
     }
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from macaw_lit.deferred import materialised
 from macaw_lit.errors import WeightsError, in_one_line
-from macaw_lit.later import value
 
 _LISTED_KEYS = 5  # of each kind of fault in a message; the counts are always whole
 
@@ -150,7 +150,7 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, types, shapes and bytes of tensors, in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(state):
-        tensor = value(state[name]).detach().cpu().contiguous()
+        tensor = materialised(state[name]).detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -41,6 +41,9 @@ class ZeROOnCPU(ZeRO):
     """Without the demand for a GPU, and with devices that have the numbers that DeepSpeed wants."""
 
     def setup_environment(self) -> None:
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiling it takes minutes
         self.parallel_devices = [torch.device("cpu", index) for index in range(len(self.parallel_devices))]
         super(DeepSpeedStrategy, self).setup_environment()
 

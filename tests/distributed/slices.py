@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from conftest import tiny_sizes
 from macaw_lit.data.datamodule import MacawDataModule, Source
 from macaw_lit.data.preprocess import Preprocessor
-from macaw_lit.later import Later
+from macaw_lit.deferred import Deferred
 from macaw_lit.model import Macaw
 from macaw_lit.training import dealing, module
 
@@ -28,7 +28,7 @@ SEEN: dict[str, Any] = {}
 
 def prepare(strategy: Any, model: Macaw) -> None:
     """As ever, and notes what has memory before."""
-    with_memory = [name for name, p in model.named_parameters() if not (p.is_meta or isinstance(p, Later))]
+    with_memory = [name for name, p in model.named_parameters() if not (p.is_meta or isinstance(p, Deferred))]
     SEEN["with memory"] = with_memory
     dealing.prepare(strategy, model)
 

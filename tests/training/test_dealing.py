@@ -7,8 +7,8 @@ import torch
 from accelerate import init_empty_weights
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
+from macaw_lit.deferred import Deferred
 from macaw_lit.errors import ConfigError
-from macaw_lit.later import Later
 from macaw_lit.model import Macaw
 from macaw_lit.training import dealing
 from macaw_lit.training.dealing import building, prepare, tie, tied, whole_state
@@ -51,7 +51,7 @@ def test_only_strategies_that_deal_weights_out_build_in_one_process(monkeypatch)
                 assert with_weights is (rank == 0)
                 weight = torch.nn.Linear(2, 2).weight
             assert weight.is_meta is (rank == 1)
-            assert isinstance(weight, Later) is (rank == 0)
+            assert isinstance(weight, Deferred) is (rank == 0)
 
 
 def test_what_goes_wrong_in_one_process_while_building_ends_all(monkeypatch):
@@ -115,7 +115,7 @@ def test_the_first_process_gives_out_what_a_plain_build_has(sizes, monkeypatch):
     torch.manual_seed(0)
     with building(ZeRO(3)):
         model = Macaw.from_config(sizes)
-    assert all(isinstance(parameter, Later) for parameter in model.parameters())
+    assert all(isinstance(parameter, Deferred) for parameter in model.parameters())
     prepare(ZeRO(3), model)
     assert len(given) == 5, "two layers, two encoders and the rest"
     assert sum(given) == whole

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, logging
 
+from macaw_lit.deferred import deferred, materialised
 from macaw_lit.errors import ConfigError, WeightsError, in_one_line
 from macaw_lit.hub import local_folder
-from macaw_lit.later import later, value
 from macaw_lit.llms.base import LLM
 from macaw_lit.types import IGNORE, Output
-from macaw_lit.weight_files import read_later
+from macaw_lit.weight_files import read_deferred
 from macaw_lit.weights import Coverage, check_facts, load_exactly
 
 logging.set_verbosity_error()
@@ -180,13 +180,13 @@ class HFCausalLM(LLM):
         known = torch.tensor([row not in spare for row in range(len(rows))])
 
         def grown() -> Tensor:
-            old = value(rows)
+            old = materialised(rows)
             found = old.new_empty(length, *old.shape[1:])
             found[: len(old)] = old
             found[new] = old[known].mean(0)
             return found
 
-        return later(grown, torch.empty(length, *rows.shape[1:], dtype=rows.dtype, device="meta"))
+        return deferred(grown, torch.empty(length, *rows.shape[1:], dtype=rows.dtype, device="meta"))
 
     def save_config(self, folder: Path) -> dict[str, Any]:
         self.tokenizer.save_pretrained(folder)
@@ -235,7 +235,7 @@ def _read_config(config: Mapping[str, Any] | str) -> Any:
 
 def _read_model(folder: Path) -> tuple[Any, Any]:
     """A model of transformers whose weights are read when they are needed, and its report of which came."""
-    weights = read_later(folder)
+    weights = read_deferred(folder)
     config = AutoConfig.from_pretrained(folder, **_LOCAL)
     with torch.device("meta"):
         kind: Any = type(AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False))

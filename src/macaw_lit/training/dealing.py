@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from macaw_lit.deferred import deferring
 from macaw_lit.errors import ConfigError, in_one_line
-from macaw_lit.later import postponed
 from macaw_lit.model import Macaw
 from macaw_lit.training.strategies import FSDP2, ZeRO, from_all_processes
 
@@ -34,7 +34,7 @@ def building(strategy: Strategy | None) -> Iterator[bool]:
     assert strategy is not None
     failure: Exception | None = None
     try:
-        with postponed() if strategy.is_global_zero else init_empty_weights(include_buffers=False):
+        with deferring() if strategy.is_global_zero else init_empty_weights(include_buffers=False):
             yield strategy.is_global_zero
     except Exception as error:
         failure = error

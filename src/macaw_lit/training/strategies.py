@@ -12,8 +12,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from macaw_lit.deferred import materialised
 from macaw_lit.errors import ConfigError
-from macaw_lit.later import value
 from macaw_lit.training.optim import MuonAdamW
 
 Value = TypeVar("Value")
@@ -137,7 +137,7 @@ def place(module: nn.Module, device: torch.device, dtype: torch.dtype | None = N
             if parameter not in placed:
                 data = torch.empty(parameter.shape, dtype=dtype or parameter.dtype, device=device)
                 if not parameter.is_meta:
-                    data.copy_(value(parameter.detach()))
+                    data.copy_(materialised(parameter.detach()))
                 placed[parameter] = nn.Parameter(data, parameter.requires_grad)
             child._parameters[name] = placed[parameter]
     return [*placed.values()]

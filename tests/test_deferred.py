@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from macaw_lit.deferred import Deferred, deferred, deferring, materialised
 from macaw_lit.errors import WeightsError
-from macaw_lit.later import Later, later, postponed, value
 from macaw_lit.model import Macaw
 from macaw_lit.training.adapt import adapt
-from macaw_lit.weight_files import read_later, read_weights
+from macaw_lit.weight_files import read_deferred, read_weights
 
 
 def built(make: Callable[[], nn.Module]) -> tuple[nn.Module, torch.Tensor]:
@@ -26,15 +26,15 @@ def built(make: Callable[[], nn.Module]) -> tuple[nn.Module, torch.Tensor]:
 
 def assert_same_later(make: Callable[[], nn.Module]) -> nn.Module:
     plain, drawn = built(make)
-    with postponed():
+    with deferring():
         module, drawn_later = built(make)
     assert torch.equal(drawn, drawn_later), "what is drawn afterwards hangs on what was drawn before"
     own, parameters = dict(plain.named_parameters()), dict(module.named_parameters())
     assert list(own) == list(parameters), "tied weights stay so"
     for name, parameter in parameters.items():
-        assert isinstance(parameter, Later), name
+        assert isinstance(parameter, Deferred), name
         assert parameter.requires_grad == own[name].requires_grad
-        assert torch.equal(value(parameter), own[name]), name
+        assert torch.equal(materialised(parameter), own[name]), name
     for name, buffer in module.named_buffers():
         assert torch.equal(buffer, plain.get_buffer(name)), name
     return module
@@ -90,14 +90,14 @@ class Odd(nn.Module):
 
 def test_so_are_parts_views_copies_and_values_that_are_looked_at():
     module = assert_same_later(Odd)
-    before = value(module.part).clone()
-    value(module.part).zero_()
-    assert torch.equal(value(module.part), before), "a value that is written into is not the source"
-    assert "Later([5, 4], torch.float32)" in repr(module.part.detach())
+    before = materialised(module.part).clone()
+    materialised(module.part).zero_()
+    assert torch.equal(materialised(module.part), before), "a value that is written into is not the source"
+    assert "Deferred([5, 4], torch.float32)" in repr(module.part.detach())
 
 
 def test_a_tensor_with_memory_takes_the_values_at_once():
-    source = later(lambda: torch.arange(4.0), torch.empty(4, device="meta"))
+    source = deferred(lambda: torch.arange(4.0), torch.empty(4, device="meta"))
     layer = nn.Linear(4, 1, bias=False)
     layer.load_state_dict({"weight": (source * 2)[None]})
     assert layer.weight.tolist() == [[0.0, 2.0, 4.0, 6.0]]
@@ -105,11 +105,11 @@ def test_a_tensor_with_memory_takes_the_values_at_once():
 
 
 def test_only_what_lies_within_is_postponed():
-    with postponed():
-        assert isinstance(nn.Linear(2, 2).weight, Later)
+    with deferring():
+        assert isinstance(nn.Linear(2, 2).weight, Deferred)
         with torch.device("meta"):
             assert nn.Linear(2, 2).weight.is_meta
-    assert not isinstance(nn.Linear(2, 2).weight, Later)
+    assert not isinstance(nn.Linear(2, 2).weight, Deferred)
 
 
 @pytest.mark.parametrize(
@@ -121,12 +121,12 @@ def test_only_what_lies_within_is_postponed():
 )
 def test_what_cannot_be_remembered_is_an_error(change, message):
     with pytest.raises(RuntimeError, match=message):
-        change(later(lambda: torch.ones(2, 3), torch.empty(2, 3, device="meta")))
+        change(deferred(lambda: torch.ones(2, 3), torch.empty(2, 3, device="meta")))
 
 
 def test_a_source_that_has_changed_is_an_error():
     with pytest.raises(RuntimeError, match=r"\[3\] of torch.float32 came where \[2\]"):
-        value(later(lambda: torch.ones(3), torch.empty(2, device="meta")))
+        materialised(deferred(lambda: torch.ones(3), torch.empty(2, device="meta")))
 
 
 @pytest.fixture(params=["safetensors", "shards", "bin", "old_bin"])
@@ -143,12 +143,12 @@ def published(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def test_files_are_read_later_as_at_once(published):
-    at_once, found = read_weights(published), read_later(published)
+    at_once, found = read_weights(published), read_deferred(published)
     assert found.keys() == at_once.keys()
     for name, tensor in found.items():
-        assert isinstance(tensor, Later)
-        assert torch.equal(value(tensor), at_once[name])
-        assert value(tensor).dtype == torch.bfloat16
+        assert isinstance(tensor, Deferred)
+        assert torch.equal(materialised(tensor), at_once[name])
+        assert materialised(tensor).dtype == torch.bfloat16
 
 
 def test_a_damaged_or_missing_shard_is_told_before_anything_is_read(published):
@@ -156,7 +156,7 @@ def test_a_damaged_or_missing_shard_is_told_before_anything_is_read(published):
     whole = first.read_bytes()
     first.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(WeightsError, match="is damaged"):
-        read_later(published)
+        read_deferred(published)
     shutil.rmtree(published)
     with pytest.raises(WeightsError, match="holds no weights"):
-        read_later(published)
+        read_deferred(published)

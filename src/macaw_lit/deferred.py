@@ -16,31 +16,31 @@ _OVERWRITING = ("aten::normal_", "aten::uniform_", "aten::zero_", "aten::fill_",
 
 
 @dataclass
-class Story:
+class Recording:
     """How a storage gets its values, as one dimension: from a source, or none, and by what is then written into it."""
 
     source: Callable[[], Tensor] | None = None
     steps: list[Callable[[Tensor], None]] = field(default_factory=list)
 
 
-class Later(Tensor):
-    """A tensor that says it is on the CPU and has no memory; `value` gives what it would hold.
+class Deferred(Tensor):
+    """A tensor that says it is on the CPU and has no memory; `materialised` gives what it would hold.
 
-    Operations on it are remembered, and done for each `value` anew. What is drawn at random is also drawn at once, and
-    dropped, so that all that is drawn afterwards is what it would have been. What reads it and writes into a tensor
-    with memory is done at once.
+    Operations on it are remembered, and done anew whenever it is materialised. What is drawn at random is also drawn at
+    once, and dropped, so that all that is drawn afterwards is what it would have been. What reads it and writes into a
+    tensor with memory is done at once.
 
     Attributes:
         meta: the same on the meta device.
-        story: how its storage is filled, shared by all views of it.
+        recording: how its storage is filled, shared by all views of it.
     """
 
     meta: Tensor
-    story: Story
+    recording: Recording
 
     @staticmethod
-    def __new__(cls, meta: Tensor, story: Story) -> "Later":
-        made: Later = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+    def __new__(cls, meta: Tensor, recording: Recording) -> "Deferred":
+        made: Deferred = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,
             meta.shape,
             strides=meta.stride(),
@@ -48,7 +48,7 @@ class Later(Tensor):
             dtype=meta.dtype,
             device=_CPU,
         )
-        made.meta, made.story = meta, story
+        made.meta, made.recording = meta, recording
         return made
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -59,12 +59,12 @@ class Later(Tensor):
         schema, drawn = func._schema, torch.Tag.nondeterministic_seeded in func.tags
         info = schema.arguments[0].alias_info if schema.arguments else None
         writes = info is not None and info.is_write
-        if writes and isinstance(args[0], Later):
+        if writes and isinstance(args[0], Deferred):
             _write(func, args, kwargs, drawn)
             return args[0]
         if writes or drawn or schema.name in _ANSWERS:
-            return func(*tree_map(value, args), **tree_map(value, kwargs))
-        given: list[Later] = []
+            return func(*tree_map(materialised, args), **tree_map(materialised, kwargs))
+        given: list[Deferred] = []
         made = func(*_on_meta(args, given), **_on_meta(kwargs, given))
         past = tree_map(_past, (args, kwargs))
 
@@ -81,11 +81,11 @@ class Later(Tensor):
         )
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        return f"Later({[*self.shape]}, {self.dtype})"
+        return f"Deferred({[*self.shape]}, {self.dtype})"
 
 
-def later(make: Callable[[], Tensor], like: Tensor) -> Later:
-    """What `make` will give, anew for each `value`, in shape, strides and type of a tensor on the meta device."""
+def deferred(make: Callable[[], Tensor], like: Tensor) -> Deferred:
+    """What `make` will give whenever it is called, in shape, strides and type of a tensor on the meta device."""
 
     def source() -> Tensor:
         made = make()
@@ -95,26 +95,26 @@ def later(make: Callable[[], Tensor], like: Tensor) -> Later:
             made = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype).copy_(made)
         return made.as_strided((_length(like),), (1,), 0)
 
-    return Later(like, Story(source))
+    return Deferred(like, Recording(source))
 
 
-def value(tensor: Any) -> Any:
-    """What a `Later` would hold, which may be its source itself and is not to be changed; anything else as it is."""
+def materialised(tensor: Any) -> Any:
+    """What a `Deferred` would hold, which may be its source itself and is not to be changed; anything else as it is."""
     return _present(_past(tensor))
 
 
 @contextmanager
-def postponed() -> Iterator[None]:
-    """Parameters in main memory that modules get within become `Later`s."""
+def deferring() -> Iterator[None]:
+    """Parameters in main memory that modules get within become `Deferred`s."""
     plain, twins = nn.Module.register_parameter, WeakTensorKeyDictionary()
 
     def register(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
         plain(module, name, param)
-        if param is None or isinstance(param, Later) or param.device != _CPU:
+        if param is None or isinstance(param, Deferred) or param.device != _CPU:
             return
         if param not in twins:
             data = param.detach()
-            twin = nn.Parameter(later(lambda: data, data.to(_META)), param.requires_grad)
+            twin = nn.Parameter(deferred(lambda: data, data.to(_META)), param.requires_grad)
             twin.__dict__.update({key: kept for key, kept in vars(param).items() if key not in vars(twin)})
             twins[param] = twin
         module._parameters[name] = twins[param]
@@ -148,22 +148,22 @@ def _write(func: Any, args: Any, kwargs: Any, drawn: bool) -> None:
     if drawn:
         func(torch.empty_strided(size, stride, dtype=meta.dtype), *args[1:], **kwargs)
     if meta.numel() == _length(meta) and func._schema.name in _OVERWRITING:
-        target.story.source = None
-        target.story.steps.clear()
-    target.story.steps.append(step)
+        target.recording.source = None
+        target.recording.steps.clear()
+    target.recording.steps.append(step)
 
 
-def _made(made: Tensor, given: list[Later], make: Callable[[], Tensor]) -> Later:
+def _made(made: Tensor, given: list[Deferred], make: Callable[[], Tensor]) -> Deferred:
     """A result that is a view of what was given, or new."""
     storage = made.untyped_storage()._cdata
-    views = (each.story for each in given if each.meta.untyped_storage()._cdata == storage)
-    story = next(views, None)
-    return later(make, made) if story is None else Later(made, story)
+    views = (each.recording for each in given if each.meta.untyped_storage()._cdata == storage)
+    recording = next(views, None)
+    return deferred(make, made) if recording is None else Deferred(made, recording)
 
 
-def _on_meta(given: Any, found: list[Later]) -> Any:
+def _on_meta(given: Any, found: list[Deferred]) -> Any:
     def one(each: Any) -> Any:
-        if isinstance(each, Later):
+        if isinstance(each, Deferred):
             found.append(each)
             return each.meta
         if isinstance(each, Tensor):
@@ -178,26 +178,26 @@ class _Past:
     """What a tensor was when an operation read it."""
 
     meta: Tensor
-    story: Story
+    recording: Recording
 
 
 def _past(given: Any) -> Any:
-    if not isinstance(given, Later):
+    if not isinstance(given, Deferred):
         return given
     assert (given.dtype, given.shape) == (given.meta.dtype, given.meta.shape), "exchanged by way of `.data`"
-    return _Past(given.meta, Story(given.story.source, [*given.story.steps]))
+    return _Past(given.meta, Recording(given.recording.source, [*given.recording.steps]))
 
 
 @torch.no_grad()
 def _present(given: Any) -> Any:
     if not isinstance(given, _Past):
         return given
-    meta, story = given.meta, given.story
-    if story.source is None:
+    meta, recording = given.meta, given.recording
+    if recording.source is None:
         flat = torch.empty(_length(meta), dtype=meta.dtype)
     else:
-        flat = story.source().clone() if story.steps else story.source()
-    for step in story.steps:
+        flat = recording.source().clone() if recording.steps else recording.source()
+    for step in recording.steps:
         step(flat)
     return flat.as_strided(meta.shape, meta.stride(), meta.storage_offset())
 
