@@ -73,11 +73,7 @@ def test_rows_in_one_batch_and_in_three_give_the_same_update(alone):
     assert distance(alone / "frozen", alone / "lora") > 1e-3, "so does what is trained through adapters or in full"
 
 
-# Of ZeRO's stages the first does least of its own: python -m pytest -m exhaustive tests/distributed/test_together.py
-KINDS = ["ddp", "fsdp2", pytest.param("zero1", marks=pytest.mark.exhaustive), "zero2", "zero3"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "zero1", "zero2", "zero3"])
 def test_two_processes_do_what_one_does(
     kind: str, alone: Path, tokenizer_folder: Path, tmp_path: Path, make_batch: Callable[..., object]
 ):
