@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from macaw_lit.errors import DataError
-from macaw_lit.evaluation.plots import TRUE_COLOUR, plot_accuracy, plot_loss
+from macaw_lit.evaluation.plots import HELDOUT_COLOUR, TRUE_COLOUR, plot_accuracy, plot_loss
 from macaw_lit.evaluation.results import QuestionType, Report, TypeResult
 
 IMAGE = QuestionType(("image",), True, 0.25)
@@ -49,7 +49,7 @@ def test_accuracy_plot_takes_all_sorts_of_types(tmp_path: Path) -> None:
     assert (tmp_path / "empty.png").is_file()
 
 
-def test_loss_curve_reads_lightnings_csv(tmp_path: Path) -> None:
+def test_loss_curves_of_training_and_validation(tmp_path: Path) -> None:
     rows = ["epoch,step,train/loss,val/loss"]
     for step in range(0, 300, 5):
         rows += [f"0,{step},{4 / (1 + step / 50)},", f"0,{step},,1.0"]
@@ -58,6 +58,10 @@ def test_loss_curve_reads_lightnings_csv(tmp_path: Path) -> None:
     picture = pixels(tmp_path / "loss.png")
     assert picture.std() > 5
     assert share_of(picture, TRUE_COLOUR) > 0.002
+    assert share_of(picture, HELDOUT_COLOUR) > 0.002
+    (tmp_path / "metrics.csv").write_text("\n".join(row for row in rows if not row.endswith(",1.0")) + "\n")
+    plot_loss(tmp_path / "metrics.csv", tmp_path / "loss.png")
+    assert share_of(pixels(tmp_path / "loss.png"), HELDOUT_COLOUR) == 0, "there was no validation"
 
 
 def test_loss_curve_of_a_single_step(tmp_path: Path) -> None:

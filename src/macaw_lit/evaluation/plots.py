@@ -12,12 +12,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from macaw_lit.errors import DataError
 from macaw_lit.evaluation.answers import wilson
 from macaw_lit.evaluation.results import BAR, Report, TypeResult
 
 TRUE_COLOUR, ABSENT_COLOUR, SHUFFLED_COLOUR = "#2b6cb0", "#dd8a28", "#3f9c7a"
+HELDOUT_COLOUR = ABSENT_COLOUR
 INK, FAINT = "#22262b", "#8b929b"
 DPI = 130
 
@@ -109,13 +111,21 @@ def style(axes: Axes, grid: Literal["x", "y"]) -> None:
     axes.set_axisbelow(True)
 
 
-def plot_loss(metrics: Path, path: Path, column: str = "train/loss") -> None:
-    """Writes a PNG of a loss over steps, as logged and smoothed, from a run's `metrics.csv`.
+def plot_loss(metrics: Path, path: Path) -> None:
+    """Writes a PNG of a run's losses over steps: in training, as logged and smoothed, and held-out where validated.
+
+    Args:
+        metrics: a run's `metrics.csv`.
 
     Raises:
-        DataError: the file cannot be read, lacks the column, or holds no finite value in it.
+        DataError: the file cannot be read, or holds no finite value of `train/loss`.
     """
-    steps, losses, lost = _read_losses(metrics, column)
+    columns, found = _read_losses(metrics)
+    steps, losses, lost = found["train/loss"]
+    if not len(steps):
+        raise DataError(
+            f"{metrics}: no finite 'train/loss' in its columns {columns}; log it with logger=csv before plotting"
+        )
     window = max(1, len(losses) // 40)
     kernel = np.ones(window)
     smooth = np.convolve(losses, kernel, "same") / np.convolve(np.ones(len(losses)), kernel, "same")
@@ -125,33 +135,32 @@ def plot_loss(metrics: Path, path: Path, column: str = "train/loss") -> None:
     axes.plot(steps, smooth, color=TRUE_COLOUR, linewidth=2, label=f"mean of {window}" if window > 1 else "smoothed")
     if len(losses) == 1:
         axes.scatter(steps, losses, color=TRUE_COLOUR)
+    held_steps, held, _ = found["val/loss"]
+    title = f"train/loss: {smooth[0]:.3g} → {smooth[-1]:.3g}" + (f", {lost} not finite left out" if lost else "")
+    if len(held):
+        axes.plot(held_steps, held, color=HELDOUT_COLOUR, linewidth=1.4, marker="o", markersize=4, label="held out")
+        title += f"   val/loss: {held[0]:.3g} → {held[-1]:.3g}"
     style(axes, "y")
     axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("optimizer step", color=INK)
-    note = f", {lost} not finite left out" if lost else ""
-    axes.set_title(f"{column}: {smooth[0]:.3g} → {smooth[-1]:.3g}{note}", loc="left", color=INK, fontweight="bold")
+    axes.set_title(title, loc="left", color=INK, fontweight="bold")
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     figure.savefig(path)
 
 
-def _read_losses(metrics: Path, column: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Steps, finite losses, and how many were not finite. What a row does not log is blank."""
+def _read_losses(metrics: Path) -> tuple[list[str], dict[str, tuple[np.ndarray, np.ndarray, int]]]:
+    """The file's columns; of each loss its steps, finite values, and how many were not. What a row lacks is blank."""
+    found = {}
     try:
         with metrics.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            columns = list(reader.fieldnames or ())
-            rows = (
-                [(row["step"], row[column]) for row in reader if row.get(column)]
-                if {"step", column} <= set(columns)
-                else []
-            )
-            values = [(int(step), float(loss)) for step, loss in rows]
+            columns, rows = list(reader.fieldnames or ()), list(reader)
+        for name in ("train/loss", "val/loss"):
+            values = [(int(row["step"]), float(row[name])) for row in rows if row.get("step") and row.get(name)]
+            finite = [(step, loss) for step, loss in values if math.isfinite(loss)]
+            steps, losses = np.array(finite).reshape(-1, 2).T
+            found[name] = steps, losses, len(values) - len(finite)
     except (OSError, ValueError) as error:
         raise DataError(f"{metrics}: cannot be read ({error}); expected the metrics.csv of a run") from error
-    finite = [(step, loss) for step, loss in values if math.isfinite(loss)]
-    if not finite:
-        raise DataError(
-            f"{metrics}: no finite {column!r} in its columns {columns}; log it with logger=csv before plotting"
-        )
-    steps, losses = np.array(finite).T
-    return steps, losses, len(values) - len(finite)
+    return columns, found

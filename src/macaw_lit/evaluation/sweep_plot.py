@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.ticker import MaxNLocator
+
 from macaw_lit.evaluation.plots import INK, TRUE_COLOUR, new_figure, style
 
 
@@ -23,6 +25,8 @@ def plot_sweep(rows: Sequence[Mapping[str, Any]], varied: Sequence[str], metric:
         if all(number is not None for number in numbers):
             if min(places) > 0 and max(places) > 50 * min(places):
                 axes.set_xscale("log")
+            elif all(place == int(place) for place in places):
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         else:
             names = list(dict.fromkeys(words))
             places = [names.index(word) for word in words]
