@@ -324,7 +324,7 @@ def test_a_data_file_that_cannot_be_used_is_one_line(train, tmp_path, name):
         "model.llm.tokenizer=/nowhere": "/nowhere not found: give an existing file or folder",
         "ckpt_path=/nowhere.ckpt": "ckpt_path=/nowhere.ckpt: no such file; expected a checkpoint",
         "trainer=gpu": "trainer.accelerator=gpu, and no GPU is to be seen",
-        "trainer.precision=7": "Precision 7 is invalid",
+        "trainer.precision=7": "trainer.precision=7: expected 64 or 32",
         "data.batch_size=0": "batch_size should be a positive integer",
         "data.num_workers=-1": "num_workers option should be non-negative",
         "trainer.val_check_interval=1000000": "`val_check_interval` (1000000) must be less than or equal to",
