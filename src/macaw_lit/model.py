@@ -99,9 +99,9 @@ class Macaw(ModelFolder):
         """
         embeds = self.llm.embed(batch.input_ids)  # [B, T, D]
         features = self.encode(batch.media)
+        table = _as_in(self.modalities, self.llm.table)  # once for all kinds: it is large
         for kind, modality in self._modalities().items():
-            aligner = modality.aligner
-            tokens = aligner(_as_in(aligner, features[kind]), _as_in(aligner, self.llm.table))  # [N, K, D]
+            tokens = modality.aligner(_as_in(self.modalities, features[kind]), table)  # [N, K, D]
             slots = batch.media[kind].slots
             if int(slots.sum()) != tokens.shape[0] * tokens.shape[1]:
                 raise ConfigError(

@@ -60,7 +60,7 @@ class MacawProcessor:
         load_audio_from_video: bool = True,
         return_dict: bool = True,
         return_tensors: str = "pt",
-        padding: bool = True,
+        padding: bool | str = True,
     ) -> Batch | str | list[str]:
         """One dialogue or several → a batch for `model.generate(**inputs)`, or for `model(inputs)` to learn from.
 
@@ -76,8 +76,8 @@ class MacawProcessor:
             SampleError: messages do not follow the form above, end with the wrong role, or do not fit the model.
             MediaError: a medium cannot be used.
         """
-        if not return_dict or return_tensors != "pt" or not padding:
-            given = f"return_dict={return_dict}, return_tensors={return_tensors!r}, padding={padding}"
+        if not return_dict or return_tensors != "pt" or padding not in (True, "longest"):
+            given = f"return_dict={return_dict}, return_tensors={return_tensors!r}, padding={padding!r}"
             raise ConfigError(f"{given}; expected True, 'pt' and True")
         if not isinstance(messages, list | tuple):
             raise SampleError("bad_message", f"messages {str(messages)[:80]!r}; expected a list of {{'role': …}}")

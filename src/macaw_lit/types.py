@@ -196,7 +196,7 @@ class Batch:
 
     @property
     def samples(self) -> Int[Tensor, "b t"]:
-        """Which sample each position belongs to, counted through the batch; padding of packed rows is none of them."""
+        """Which sample each position belongs to, counted through the batch; padding of packed rows has its own."""
         if self.position_ids is None:
             return torch.arange(len(self.input_ids), device=self.input_ids.device)[:, None].expand_as(self.input_ids)
         return (self.position_ids == 0).flatten().cumsum(0).view_as(self.position_ids) - 1

@@ -82,6 +82,34 @@ def test_too_many_held_out_samples_stop_training(sizes, make_data, make_trainer,
     assert list(written(tmp_path)["epochs"]) == ["0"], "before the next epoch begins"
 
 
+def test_a_run_that_ended_with_too_many_held_out_samples_lost_says_so_again_when_it_is_continued(
+    sizes, make_data, make_trainer, tmp_path, paths, picture
+):
+    data = make_data([picture(level) for level in (10, 90, 170, 250)], max_skip_rate=1)
+    data.sources["heldout"] = {"asked": make_data(paths, max_skip_rate=1).sources["train"]["shades"]}
+    for resume, rate in ((None, 0.2), (tmp_path / "last.ckpt", 0.2), (tmp_path / "last.ckpt", 0.5)):
+        ledger = Ledger(max_skip_rate=rate)
+        trainer = make_trainer(ledger, max_epochs=1)
+        trainer.fit(module_of(sizes), data, ckpt_path=resume)
+        if rate == 0.5:
+            ledger.settle()  # the limit has been raised
+            break
+        with pytest.raises(DataError, match="the model is saved, but heldout source 'asked': 3 of 11 rows"):
+            ledger.settle()
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_a_few_held_out_samples_tell_little(sizes, make_data, make_trainer, paths):
+    """2 of 4 are lost where one of five may be: by Poisson's distribution that comes by chance too often."""
+    data = make_data(paths, max_skip_rate=1)
+    data.sources["heldout"] = {"asked": data.sources["train"]["shades"]}
+    ledger = Ledger(max_skip_rate=0.2)
+    trainer = make_trainer(ledger, max_steps=1, limit_val_batches=1, val_check_interval=1)
+    trainer.fit(module_of(sizes), data)
+    assert sum(ledger._heldout["asked"]["skipped"].values()) > 0
+    ledger.settle()
+
+
 def test_what_arrived_is_printed_and_what_did_not_is_said(sizes, model, make_batch, make_trainer, tmp_path, capsys):
     state = model.encoders["vision"].visual.state_dict()
     clip = tmp_path / "clip.pt"

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from macaw_lit.data.accounts import Accounts, check_rate, is_certain, too_many, total
 from macaw_lit.data.datamodule import MacawDataModule
 from macaw_lit.errors import ConfigError, DataError
+from macaw_lit.files import write_whole
 from macaw_lit.health import COLLAPSED, Health, gradient_shares, watched
 from macaw_lit.model import Macaw
 from macaw_lit.training.module import MacawModule
@@ -53,6 +54,7 @@ class Ledger(Callback):
         self._own = Accounts()
         self._validated = Accounts()  # by this process, since the validation began
         self._heldout: dict[str, Any] = {}  # by all processes, when the last one ended
+        self._all_heldout = True  # whether that went over all rows
         self._before: dict[str, Any] = {}
         self._epoch: int | None = None  # of the last batch; None before the first
         self._over: str | None = None
@@ -108,8 +110,9 @@ class Ledger(Callback):
         for state in from_all_processes(self._validated.as_json()):
             whole.add(state)
         self._heldout = {name: account.as_json() for name, account in whole.by_source().items()}
-        for epoch in whole:
-            self._over = self._over or self._too_many(whole, epoch, exactly=True, split="heldout")
+        limit = trainer.limit_val_batches
+        self._all_heldout = isinstance(limit, float) and limit == 1
+        self._over = self._over or self._too_many_held_out()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer, self.accounts())
@@ -135,17 +138,25 @@ class Ledger(Callback):
                 return too_many(where, "skipped", account.skipped, account.seen, account.first, self.max_skip_rate)
         return None
 
+    def _too_many_held_out(self) -> str | None:
+        """As `_too_many`, of the last validation: exactly, if it went over all rows."""
+        accounts = Accounts()
+        accounts.add({"0": self._heldout})
+        return self._too_many(accounts, 0, self._all_heldout, split="heldout")
+
     def state_dict(self) -> dict[str, Any]:
         """`accounts`, as plain values, the last validation's, and the epoch that was over last."""
-        return {"epochs": self.accounts().as_json(), "heldout": self._heldout, "ended": self._ended}
+        heldout = {"heldout": self._heldout, "all_heldout": self._all_heldout}
+        return {"epochs": self.accounts().as_json(), "ended": self._ended, **heldout}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._before, self._ended = state_dict["epochs"], state_dict["ended"]
-        self._heldout = state_dict["heldout"]
+        self._heldout, self._all_heldout = state_dict["heldout"], state_dict["all_heldout"]
         if self._ended is not None:
             before = Accounts()
             before.add(self._before)
             self._over = self._too_many(before, self._ended, exactly=True)
+        self._over = self._over or self._too_many_held_out()
 
     def _write(self, trainer: Trainer, accounts: Accounts) -> None:
         """Write `ledger.json`: all rows, by source, by epoch and source, and what the readers made of the files."""
@@ -163,7 +174,7 @@ class Ledger(Callback):
             content["read"] = [tally.as_json() for tally in data.ledger]
         path = Path(trainer.default_root_dir) / "ledger.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 class PrintWeights(Callback):
