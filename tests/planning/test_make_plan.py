@@ -101,6 +101,7 @@ def test_packing_changes_nothing_for_rows_that_are_all_alike_and_is_refused_wher
         ({"a": {"weight": 2}, "b": {"weight": 1}}, 100, {}, 3 * 25),
         ({"a": {"count": 101}}, None, {"devices": 2, "accumulate_grad_batches": 3}, 3 * 5),  # 50 rows each: 13 batches
         ({"a": {"count": 101}}, None, {"limit_train_batches": 0.5}, 3 * 13),
+        ({"a": {"count": 101}}, None, {"limit_train_batches": None}, 3 * 26),
         ({"a": {"count": 101}}, None, {"limit_train_batches": 7, "max_steps": 20}, 20),
     ],
 )

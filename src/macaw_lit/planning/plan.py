@@ -145,7 +145,8 @@ def _check_numbers(cfg: Mapping[str, Any]) -> None:
         if not (value is None and optional) and (not isinstance(value, int) or value < least):
             raise ConfigError(f"{key}={value}: expected a whole number of at least {least}" + ", or null" * optional)
     limit = cfg["trainer"]["limit_train_batches"]
-    if not (isinstance(limit, int) and limit >= 0) and not (isinstance(limit, float) and 0 <= limit <= 1):
+    batches = limit is None or (isinstance(limit, int) and limit >= 0)
+    if not batches and not (isinstance(limit, float) and 0 <= limit <= 1):
         raise ConfigError(
             f"trainer.limit_train_batches={limit}: expected a number of batches, or a share from 0.0 to 1.0"
         )
@@ -213,7 +214,7 @@ def _steps(cfg: Mapping[str, Any], layout: Layout) -> int | None:
     if None in counts or trainer["max_epochs"] in (None, -1):
         return stop
     batches = math.ceil(sum(filter(None, counts)) // layout.world / data["batch_size"])
-    limit = trainer["limit_train_batches"]
+    limit = 1.0 if trainer["limit_train_batches"] is None else trainer["limit_train_batches"]
     batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
     steps = math.ceil(batches / layout.accumulate) * trainer["max_epochs"]
     return steps if stop is None else min(stop, steps)
