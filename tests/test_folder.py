@@ -27,6 +27,7 @@ LLMS = {
     "llama_tied": {"tie_word_embeddings": True},
     "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4},
     "qwen3": {"model_type": "qwen3", "head_dim": 8, "num_key_value_heads": 2, **SMALL},
+    "xglm": {"model_type": "xglm", "d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 64},
     "gpt_neox_tied": {"model_type": "gpt_neox", "tie_word_embeddings": True, **SMALL},
 }
 
@@ -56,6 +57,9 @@ def test_a_model_comes_back_to_the_bit_in_its_precision(make_model, make_batch, 
     torch.manual_seed(9)
     again = Macaw.from_pretrained(str(tmp_path / "model"))
     assert same(model, again)
+    own = dict(model.named_buffers())  # those that no file holds, too: rotary frequencies in fp32, tables as weights
+    assert all(torch.equal(buffer, own[name]) for name, buffer in again.named_buffers())
+    assert all(buffer.dtype == own[name].dtype for name, buffer in again.named_buffers())
     assert not any(parameter.is_meta for parameter in again.parameters())
     batch = make_batch(model, MIXED)
     assert torch.equal(again(batch).nll, model(batch).nll)

@@ -30,6 +30,7 @@ from macaw_lit.folder_files import (
 )
 from macaw_lit.hub import local_folder, push
 from macaw_lit.llms.base import LLM
+from macaw_lit.precision import ExactConstants, cast_constants
 from macaw_lit.types import MediaSpec
 from macaw_lit.weights import read_facts
 
@@ -106,7 +107,12 @@ class ModelFolder(nn.Module):
             model, facts = cls.blueprint(folder)
         load_weights(folder, model, facts)
         model.llm.generation = read_facts(folder / GENERATION_FILE) or model.llm.generation
-        return model.eval() if dtype is None else model.eval().to(dtype)
+        if dtype is not None:
+            return model.eval().to(dtype)
+        for part in model.modules():
+            if isinstance(part, ExactConstants):  # the file does not hold constants, which were built in fp32
+                cast_constants(part, next(part.parameters()).dtype)
+        return model.eval()
 
     @classmethod
     def blueprint(cls: type[Model], folder: Path) -> tuple[Model, dict[str, Any]]:

@@ -285,3 +285,12 @@ def test_the_config_that_is_shipped_builds():
     with torch.device("meta"):
         encoder = build_part(config, Encoder)
     assert (encoder.seq_len, encoder.dim, encoder.input_shape) == (196, 768, (3, 224, 224))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_constants_that_meet_weights_are_cast_with_them(dtype):
+    """Swin v2 multiplies a table of coordinates, a buffer that no state dict holds, by weights."""
+    sizes = {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1], "num_heads": [2], "window_size": 4}
+    config = AutoConfig.for_model("swinv2", **sizes).to_dict()
+    encoder = HFVisionEncoder(config, SiglipImageProcessor(size=SQUARE).to_dict()).to(dtype)
+    assert encoder(torch.randn(1, 3, 32, 32, dtype=dtype)).dtype == dtype

@@ -1,6 +1,7 @@
 """No process holds the whole model, and what it is dealt out of and gathered into is the same to the bit."""
 
 import errno
+import os
 
 import pytest
 import torch
@@ -97,6 +98,37 @@ def test_a_full_disk_is_told_once_all_have_gathered(model, tmp_path, monkeypatch
     with pytest.raises(OSError, match="No space left"):
         whole_state(ZeRO(), model, tmp_path)
     assert len(gathered) == len(model.state_dict()), "the others would wait for this process"
+
+
+def test_a_folder_that_cannot_be_made_is_told_once_all_have_gathered(model, tmp_path, monkeypatch):
+    gathered: list[object] = []
+    monkeypatch.setattr(dealing, "_gathered", lambda strategy, tensor: gathered.append(tensor))
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        whole_state(ZeRO(), model, tmp_path / "file" / "run")
+    assert len(gathered) == len(model.state_dict()), "the others would wait for this process"
+    monkeypatch.setattr(ZeRO, "is_global_zero", False)
+    assert whole_state(ZeRO(), model, tmp_path / "file" / "run") is None, "the others write nothing"
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(model, tmp_path):
+    prepare(ZeRO(), model)
+    (tmp_path / ".whole.left").mkdir()
+    (tmp_path / ".whole.left" / "0").write_bytes(bytes(9))
+    (tmp_path / "metrics.csv").touch()
+    assert whole_state(ZeRO(), model, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_files_that_stay_while_they_are_mapped_are_no_error(model, tmp_path, monkeypatch):
+    """As on NFS, which renames them into the folder that is to be removed."""
+
+    def busy(path, *args, **kwargs):
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    prepare(ZeRO(), model)
+    monkeypatch.setattr(os, "rmdir", busy)
+    assert whole_state(ZeRO(), model, tmp_path)
 
 
 def test_the_first_process_gives_out_what_a_plain_build_has(sizes, monkeypatch):

@@ -6,8 +6,10 @@ import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import nn
 
 from macaw_lit.errors import ConfigError
+from macaw_lit.training import strategies
 from macaw_lit.training.optim import MuonAdamW, adamw
 from macaw_lit.training.strategies import (
     FSDP2,
@@ -90,3 +92,20 @@ def test_fsdp2_casts_what_it_gathers_and_leaves_nothing_to_autocast():
     assert FSDP2().policy.param_dtype is None, "others are not touched"
     with pytest.raises(ConfigError, match="16-mixed with FSDP2.*choose bf16-mixed"):
         FSDP2().precision_plugin = MixedPrecision("16-mixed", "cpu")
+
+
+def test_constants_that_enter_arithmetic_get_the_precision_of_gathered_weights(monkeypatch):
+    """FSDP2 casts parameters alone; what of its types does not fit ends the first step."""
+    module = nn.Linear(2, 2)
+    for name in ("table", "inv_freq"):
+        module.register_buffer(name, torch.ones(2), persistent=False)
+    strategy = FSDP2()
+    strategy.precision_plugin = MixedPrecision("bf16-mixed", "cpu")
+    monkeypatch.setattr(FSDP2, "root_device", torch.device("cpu"))
+    monkeypatch.setattr(FSDP2, "device_mesh", {"data_parallel": None})
+    monkeypatch.setattr(strategies.distributed, "broadcast", lambda tensor, src: None)
+    seen: list[torch.dtype] = []
+    monkeypatch.setattr(strategies, "fully_shard", lambda whole, **_: seen.extend([whole.table.dtype]))
+    strategy.deal_out(module)
+    assert seen == [torch.bfloat16]
+    assert (module.inv_freq.dtype, module.weight.dtype) == (torch.float32, torch.float32)

@@ -75,8 +75,12 @@ class HFCausalLM(LLM):
     def table(self) -> Float[Tensor, "v d"]:
         embedding = self.model.get_input_embeddings()
         weight: Tensor = embedding.weight
-        scale = getattr(embedding, "embed_scale", None)  # Gemma multiplies what it looks up
-        return weight if scale is None else weight * scale.to(weight.dtype)
+        scale = getattr(
+            embedding, "embed_scale", None
+        )  # Gemma (a tensor) and XGLM (a number) multiply what they look up
+        if scale is None:
+            return weight
+        return weight * (scale.to(weight.dtype) if isinstance(scale, Tensor) else scale)
 
     def embed(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
         embeds: Tensor = self.model.get_input_embeddings()(ids)

@@ -1,7 +1,8 @@
 """How weights are dealt out to processes while a model is built, and come together again when it is trained."""
 
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,6 +17,8 @@ from macaw_lit.deferred import deferring
 from macaw_lit.errors import ConfigError, in_one_line
 from macaw_lit.model import Macaw
 from macaw_lit.training.strategies import FSDP2, ZeRO, from_all_processes
+
+_PREFIX = ".whole."
 
 
 @contextmanager
@@ -104,8 +107,13 @@ def whole_state(strategy: Strategy, model: nn.Module, folder: Path) -> dict[str,
         return None
     state, twins = {}, tied(model)
     failure: OSError | None = None
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".whole.", dir=folder) if strategy.is_global_zero else nullcontext("") as made:
+    made = ""
+    with ExitStack() as stack:
+        if strategy.is_global_zero:
+            try:
+                made = stack.enter_context(_room(folder))
+            except OSError as error:  # the others go on, and would wait
+                failure = error
         for number, (name, tensor) in enumerate(model.state_dict(keep_vars=True).items()):
             if name in twins:
                 continue
@@ -113,12 +121,21 @@ def whole_state(strategy: Strategy, model: nn.Module, folder: Path) -> dict[str,
             if strategy.is_global_zero and failure is None:
                 try:
                     state[name] = _on_disk(whole, Path(made) / str(number))
-                except OSError as error:  # the others go on, and would wait
+                except OSError as error:
                     failure = error
     if failure is not None:
         raise failure
     state |= {name: state[earlier] for name, earlier in twins.items() if earlier in state}
     return state or None
+
+
+def _room(folder: Path) -> TemporaryDirectory[str]:
+    """A new folder in `folder`, without those that a process left which was killed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{_PREFIX}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    # NFS gives mapped files other names until nobody maps them, and a folder that holds them cannot be removed.
+    return TemporaryDirectory(prefix=_PREFIX, dir=folder, ignore_cleanup_errors=True)
 
 
 def _gathered(strategy: ZeRO | FSDP2, tensor: Tensor) -> Tensor:

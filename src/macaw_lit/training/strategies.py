@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from macaw_lit.deferred import materialised
 from macaw_lit.errors import ConfigError
+from macaw_lit.precision import cast_constants
 from macaw_lit.training.optim import MuonAdamW
 
 Value = TypeVar("Value")
@@ -69,6 +70,7 @@ class ZeRO(DeepSpeedStrategy):
         for child in module.modules():
             for name, buffer in child.named_buffers(recurse=False):
                 child._buffers[name] = buffer.to(self.root_device)
+        cast_constants(module, precision._desired_dtype)
         deepspeed.zero.Init(module=module, remote_device=self.remote_device, config_dict_or_path=self.config)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -115,6 +117,7 @@ class FSDP2(ModelParallelStrategy):
         """Give each process its piece of those weights of a module that are not dealt out yet."""
         for parameter in place(module, self.root_device):
             distributed.broadcast(parameter.data, src=0)
+        cast_constants(module, self.policy.param_dtype)
         fully_shard(module, mesh=self.device_mesh["data_parallel"], mp_policy=self.policy)
 
 
