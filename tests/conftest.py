@@ -5,6 +5,7 @@ import os
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", WANDB_MODE="offline", MPLBACKEND="Agg", TERM="dumb")
 
 import logging
+import shutil
 import subprocess
 import sys
 import wave
@@ -25,6 +26,7 @@ from transformers import PreTrainedTokenizerFast
 from macaw_lit.data.collate import Collator
 from macaw_lit.data.demo.pretrain import pretrain
 from macaw_lit.data.demo.render import Sizes, render
+from macaw_lit.files import write_whole
 from macaw_lit.model import Macaw
 from macaw_lit.types import IGNORE, Batch, Example
 
@@ -279,17 +281,18 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """
     folder = tmp_path_factory.getbasetemp()
     root = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "tiny_run"
-    printed = [root / name for name in ("stdout", "stderr")]
     with FileLock(f"{root}.lock"):
-        if not root.is_dir():
+        if not (root / "stdout").is_file():  # written last
             part = root.with_suffix(".part")
+            for left in (root, part):  # by a process that was ended half way
+                shutil.rmtree(left, ignore_errors=True)
             render(part / "data" / "demo", sizes=TINY_WORLD, workers=1)
             pretrain(part / "data" / "demo", steps=4)
             part.rename(root)
             command = [sys.executable, "-m", "macaw_lit.train", *TINY_WORDS]
             done = subprocess.run(command, cwd=root, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
-            for path, text in zip(printed, (done.stdout, done.stderr), strict=True):
-                path.write_text(text)
-    stdout, stderr = (path.read_text() for path in printed)
+            (root / "stderr").write_text(done.stderr)
+            write_whole(root / "stdout", done.stdout)
+    stdout, stderr = ((root / name).read_text() for name in ("stdout", "stderr"))
     return TinyRun(root, Path(stdout.splitlines()[-1]), TINY_WORDS, stdout, stderr)

@@ -69,9 +69,24 @@ def test_a_batch_goes_out_and_comes_back_once(call, tmp_path, words):
     assert spent == {"requests": 2, "tokens": 12, "usd": 0}
 
 
+@pytest.mark.parametrize("sheet", ["uid,verdict\na,accept\n", "uid,verdict,corrected_response\na,maybe,\n"])
+def test_a_damaged_sheet_is_refused_before_anything_is_asked(call, tmp_path, words, sheet):
+    (tmp_path / "sheet.csv").write_text(sheet)
+    code, _, err = call(main, tmp_path, *words, "sheet=sheet.csv")
+    assert (code, "sheet.csv" in err) == (1, True)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
+        ("near_duplicate=abc", "near_duplicate=abc: expected a number or null"),
+        ("least_grounded=abc", "least_grounded=abc: expected a number or null"),
+        ("alike=abc", "alike=abc: expected a number or null"),
+        ("most_repeats=1.5", "most_repeats=1.5: expected a whole number or null"),
+        ("media=abc", "media=abc: expected a whole number or null"),
+        ("limits.attempts=abc", "limits.attempts=abc: expected a whole number"),
+        ("budget.max_usd=abc", "budget.max_usd=abc: expected a number or null"),
         ("action=dance", "action=dance: expected one of run, build, estimate"),
         ("backend=crystal", "backend=crystal: expected chat or template"),
         ("source=flickr", "source=flickr kind=image: expected one of coco"),

@@ -118,6 +118,7 @@ def run_of(root: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_trains_where_there_is_no_run(executed, outputs):
     run = run_of(executed)
     assert (run / "model/model.safetensors").is_file()
@@ -125,12 +126,14 @@ def test_trains_where_there_is_no_run(executed, outputs):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_no_cell_fails_or_complains(outputs):
     assert [name for name, outs in outputs.items() if any(out.output_type == "error" for out in outs)] == []
     assert [out.text for outs in outputs.values() for out in outs if out.get("name") == "stderr"] == []
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_shows_pictures_strips_and_sounds(outputs):
     assert len(data(outputs["look"], "image/png")) == len(data(outputs["strips"], "image/png")) == 1
     *sounds, video = data(outputs["listen"], "text/html")
@@ -141,6 +144,7 @@ def test_shows_pictures_strips_and_sounds(outputs):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_asks_one_question_of_every_type(executed, outputs):
     kinds = json.loads((executed / "data/demo/question_types.json").read_text(encoding="utf-8"))
     text = said(outputs["ask-heldout"])
@@ -154,6 +158,7 @@ def test_asks_one_question_of_every_type(executed, outputs):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_shows_the_table_and_the_plots_of_the_run(executed, outputs):
     run = run_of(executed)
     use = json.loads((run / "modality_use.json").read_text(encoding="utf-8"))

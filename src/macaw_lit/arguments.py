@@ -21,7 +21,7 @@ def check(node: Any, key: str) -> None:
 
     Args:
         node: a config as plain values, or a part of one.
-        key: where it stands, as typed on a command line.
+        key: where it stands, as typed on a command line; empty at the top.
 
     Raises:
         ConfigError: the first of them, with its key, and the nearest name or the type that is expected.
@@ -55,7 +55,7 @@ def _check_call(node: Mapping[str, Any], key: str) -> None:
         parameters = inspect.signature(called).parameters
     except (ImportError, AttributeError, ValueError):  # the builder says so
         return
-    kinds = _types(called)
+    kinds, at = _types(called), f"{key}." * bool(key)
     free = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for name, value in node.items():
         if name.startswith("_"):
@@ -63,11 +63,11 @@ def _check_call(node: Mapping[str, Any], key: str) -> None:
         if name not in parameters and not free:
             like = nearest(name, parameters)
             raise ConfigError(
-                f"{key}.{name}: {target} takes no such argument" + (f"; did you mean {key}.{like}?" if like else "")
+                f"{at}{name}: {target} takes no such argument" + (f"; did you mean {at}{like}?" if like else "")
             )
         wanted = kinds.get(name, Any)
         if not _fits(value, wanted):
-            raise ConfigError(f"{key}.{name}={_shown(value)}: expected {' or '.join(dict.fromkeys(_words(wanted)))}")
+            raise ConfigError(f"{at}{name}={_shown(value)}: expected {' or '.join(dict.fromkeys(_words(wanted)))}")
 
 
 def _types(called: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from macaw_lit.arguments import check
 from macaw_lit.cli import command
 from macaw_lit.errors import ConfigError
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from macaw_lit.generation.pipeline import Project
 
 ACTIONS = ("run", "build", "estimate", "review", "batch_export", "batch_import")
+RULES = ("filters", "near_duplicate", "most_repeats", "alike", "least_grounded", "formats")
 OVER_BUDGET = 3
 """Exit code of a run that ended because a limit of the budget was reached."""
 
@@ -27,6 +29,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.backend not in ("chat", "template"):
         raise ConfigError(f"backend={cfg.backend}: expected chat or template")
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    _check_types(settings)
     project = _project(settings)
     if settings["action"] in ("run", "build"):
         outcome = _run(settings, project) if settings["action"] == "run" else None
@@ -47,6 +50,19 @@ def main(cfg: DictConfig) -> None:
         counts = project.import_batch(_file(settings, "batch"))
         print(_in_words(counts) or "an empty batch")
         _build(project)
+
+
+def _check_types(settings: dict[str, Any]) -> None:
+    """Refuse values of another type than what they are meant for."""
+    top = {
+        "pipeline.Finish": RULES,
+        "pipeline.Captions": ("kind", "media", "seed", "strict"),
+        "templates.Asking": ("max_tokens", "temperature"),
+    }
+    for name, keys in top.items():
+        check({"_target_": f"macaw_lit.generation.{name}"} | {key: settings[key] for key in keys}, "")
+    for key, name in (("limits", "runner.Limits"), ("budget", "budget.Budget")):
+        check({"_target_": f"macaw_lit.generation.{name}"} | settings[key], key)
 
 
 def _project(settings: dict[str, Any]) -> "Project":
@@ -72,8 +88,7 @@ def _project(settings: dict[str, Any]) -> "Project":
     project = Project.of(Path(settings["target"]), records, asking, Budget(**settings["budget"]), price)
     project.limits = Limits(**settings["limits"])
     sheet = settings["sheet"] if settings["action"] != "review" else None
-    names = ("filters", "near_duplicate", "most_repeats", "alike", "least_grounded", "formats")
-    rules = {name: settings[name] for name in names}
+    rules = {name: settings[name] for name in RULES}
     project.finish = Finish(**rules, sheet=None if sheet is None else Path(sheet))
     return project
 

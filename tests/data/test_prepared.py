@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 
 from macaw_lit.data import prepared
-from macaw_lit.data.media import Limits
+from macaw_lit.data.media import Limits, name_of
 from macaw_lit.data.media.disk import DiskCache
 from macaw_lit.data.prepared import Prepared, pack, recipe, unpack
 from macaw_lit.data.preprocess import Preprocessor
 from macaw_lit.encoders.clip import ClipTransform
 from macaw_lit.encoders.whisper import LogMel
 from macaw_lit.errors import ConfigError, MediaError
-from macaw_lit.types import Decoded, MediaRef, MediaSpec, Sample, Turn
+from macaw_lit.types import Bytes, Decoded, MediaRef, MediaSpec, Sample, Turn
 
 LIMIT = 2**32
 
@@ -58,7 +58,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     load = prepared.media.load
 
     def counting(path, *rest):
-        names.append(Path(path).name)
+        names.append(name_of(path))
         return load(path, *rest)
 
     monkeypatch.setattr(prepared.media, "load", counting)
@@ -164,7 +164,23 @@ def test_damaged_entries_are_made_again(real, media, counted, tmp_path):
     assert len(counted) == 2
 
 
-def test_media_in_memory_are_never_kept(real, tmp_path):
+@pytest.mark.parametrize("max_bytes", [0, 10**8])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_media_that_a_row_holds_are_decoded_once(real, media, counted, tmp_path, max_bytes, on_disk):
+    """By their content alone: of two of one name each gives its own values, whatever the name of a third."""
+    layered = Prepared(real, max_bytes, DiskCache(tmp_path / "cache", LIMIT) if on_disk else None)
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    noise, red = Path(media["image"].path).read_bytes(), (tmp_path / "red.png").read_bytes()
+    refs = [MediaRef("image", Bytes(data, name)) for data, name in ((noise, "a"), (red, "a"), (noise, "b"))]
+    wanted = [Prepared(real).load("image", ref) for ref in refs]
+    counted.clear()
+    for _ in range(3):
+        for ref, values in zip(refs, wanted, strict=True):
+            assert torch.equal(layered.load("image", ref), values)
+    assert len(counted) == (2 if max_bytes or on_disk else 9)
+
+
+def test_arrays_are_never_kept(real, tmp_path):
     layered = Prepared(real, 10**6, DiskCache(tmp_path / "cache", LIMIT))
     layered.load("image", Decoded("image", "picture", np.zeros((8, 8, 3), np.uint8)))
     assert layered.size == 0

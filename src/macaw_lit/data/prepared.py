@@ -32,9 +32,10 @@ Packed = dict[str, Tensor]
 class Prepared:
     """Encoder inputs of media: from memory, else from the disk, else decoded and transformed, and then kept in both.
 
-    What is kept gives the very same bits again. Errors are not kept: a bad file is tried again. Media given in memory
-    are never kept. In memory a medium is known by its path; on disk by the content of its file, or the checksum of its
-    slice, and by `recipe`, and not kept if it was changed within the last two seconds or while it was read.
+    What is kept gives the very same bits again. Errors are not kept: a bad file is tried again. Media given as arrays
+    are never kept. In memory a medium is known by its path, or by its content where a row holds that; on disk by the
+    content of its file, or the checksum of its slice, and by `recipe`, and not kept if it was changed within the last
+    two seconds or while it was read.
 
     Args:
         specs: kind → what its encoder wants; transforms are deterministic.
@@ -66,9 +67,7 @@ class Prepared:
         spec = self.specs[kind]
         if isinstance(ref, Decoded):
             return self._transformed(kind, as_decoded(ref, spec.decoder, spec.frames, self.limits))
-        if isinstance(ref.path, Bytes):
-            return self._decoded(kind, ref)
-        name = (kind, str(ref.path))
+        name = (kind, _sha256(ref.path) if isinstance(ref.path, Bytes) else str(ref.path))
         if name in self._kept:
             self._kept.move_to_end(name)
             return unpack(self._kept[name])
@@ -108,7 +107,7 @@ class Prepared:
         if isinstance(path, Slice):  # whatever its file holds, only what has this checksum is ever decoded
             return _Content(path.sha256, ())
         if isinstance(path, Bytes):
-            return None
+            return _Content(_sha256(path), ())
         try:
             status = Path(path).stat()
             # Of the two times the one of the last change of status cannot be set back.
@@ -136,6 +135,10 @@ class Prepared:
 class _Content(NamedTuple):
     sha256: str
     stamp: tuple[int, ...]
+
+
+def _sha256(given: Bytes) -> str:
+    return hashlib.sha256(given.data).hexdigest()
 
 
 def _bytes(packed: Packed) -> int:

@@ -16,7 +16,7 @@ from macaw_lit.generation.card import write_card
 from macaw_lit.generation.filters import chosen
 from macaw_lit.generation.journal import Journal
 from macaw_lit.generation.records import Record, choose, read_records
-from macaw_lit.generation.review import apply_sheet, write_sheet
+from macaw_lit.generation.review import apply_sheet, read_sheet, write_sheet
 from macaw_lit.generation.runner import Limits, Outcome, Runner
 from macaw_lit.generation.similar import Wordings
 from macaw_lit.generation.statistics import Statistics, statistics, write_statistics
@@ -66,6 +66,7 @@ class Finish:
 
     Raises:
         ConfigError: a rule or a format cannot work, or there is no such sheet.
+        DataError: the sheet cannot be read, or holds what is no verdict.
     """
 
     filters: Sequence[str] = ("length", "leak", "echo")
@@ -85,6 +86,8 @@ class Finish:
             raise ConfigError(f"most_repeats={self.most_repeats}: expected a whole number of at least 1, or null")
         if self.sheet is not None and not self.sheet.is_file():
             raise ConfigError(f"sheet={self.sheet}: no such file; action=review writes one to be judged")
+        if self.sheet is not None:
+            read_sheet(self.sheet)
 
 
 @dataclass(frozen=True)

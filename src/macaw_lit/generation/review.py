@@ -93,9 +93,13 @@ def apply_sheet(items: Sequence[Item], path: Path | None) -> Reviewed:
     return Reviewed(kept, **counts)
 
 
-def _judgements(path: Path, items: Sequence[Item]) -> dict[str, tuple[str, str]]:
-    known = {f"{item.uid}/{turn}" for item in items for turn in range(len(item.pairs))}
-    found: dict[str, tuple[str, str]] = {}
+def read_sheet(path: Path) -> dict[str, tuple[str, str, str]]:
+    """What a sheet says: uid → where its row stands, verdict and correction.
+
+    Raises:
+        DataError: the sheet cannot be read, lacks a column, has an unknown verdict, or names a pair twice.
+    """
+    found: dict[str, tuple[str, str, str]] = {}
     for locator, row in csv_rows(path, ("uid", "verdict", "corrected_response")):
         uid, verdict = (row["uid"] or "").strip(), (row["verdict"] or "").strip().lower()
         correction = clean(row["corrected_response"] or "")
@@ -103,12 +107,21 @@ def _judgements(path: Path, items: Sequence[Item]) -> dict[str, tuple[str, str]]
             raise DataError(
                 f"{locator}: verdict {verdict[:40]!r}, expected accept, reject or nothing; correct the cell"
             )
-        if uid not in known or uid in found:
-            fault = "stands twice" if uid in found else "names no pair of this data"
-            raise DataError(f"{locator}: uid {uid[:60]!r} {fault}; use the sheet that these settings wrote")
-        if verdict or correction:
-            found[uid] = (verdict, correction)
+        if uid in found:
+            raise DataError(f"{locator}: uid {uid[:60]!r} stands twice; use the sheet that these settings wrote")
+        found[uid] = (locator, verdict, correction)
     return found
+
+
+def _judgements(path: Path, items: Sequence[Item]) -> dict[str, tuple[str, str]]:
+    known = {f"{item.uid}/{turn}" for item in items for turn in range(len(item.pairs))}
+    rows = read_sheet(path)
+    for uid, (locator, *_) in rows.items():
+        if uid not in known:
+            raise DataError(
+                f"{locator}: uid {uid[:60]!r} names no pair of this data; use the sheet that these settings wrote"
+            )
+    return {uid: (verdict, correction) for uid, (_, verdict, correction) in rows.items() if verdict or correction}
 
 
 def _stratified(items: Sequence[Item], count: int | None, seed: int) -> list[Item]:

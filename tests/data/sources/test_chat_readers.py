@@ -2,6 +2,7 @@
 
 import base64
 import json
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -304,9 +305,31 @@ def test_a_column_that_holds_the_medium_is_not_kept_twice(root: Path) -> None:
     assert found.meta == {"id": "7", "note": "n"}
 
 
-def test_what_a_row_may_hold_is_limited(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "MAX_BYTES", 6)
-    for size, cause in ((6, None), (7, "media_embedded")):
-        text = base64.b64encode(bytes(size)).decode()
+def test_a_sound_may_be_given_as_a_uri(root: Path) -> None:
+    part = {"type": "input_audio", "input_audio": {"data": uri(root / "s.wav", "audio/wav"), "format": "wav"}}
+    found = chat(root, say("user", [part, {"type": "text", "text": "What?"}]), REPLY)
+    assert isinstance(found, Sample)
+    (ref,) = found.turns[0].media
+    assert ref.kind == "audio"
+    assert isinstance(ref.path, Bytes)
+    assert ref.path.data == (root / "s.wav").read_bytes()
+
+
+@pytest.mark.parametrize("limit", [6, 7, 10])
+def test_what_a_row_may_hold_is_limited(root: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    monkeypatch.setattr(embedded, "MAX_BYTES", limit)
+    for size, cause in ((limit, None), (limit + 1, "media_embedded")):
+        text = base64.encodebytes(bytes(size)).decode()
         found = llava(root, turn("human", "What?"), ANSWER, image=f"data:image/png;base64,{text}")
         assert getattr(found, "cause", None) == cause
+
+
+@pytest.mark.parametrize("words", ["", "AA "])
+def test_white_space_takes_no_memory(words: str) -> None:
+    uri = f"data:image/png;base64,AAAA{words * 2**20}{' ' * 2**20}"
+    tracemalloc.start()
+    (ref,) = embedded.embedded_refs("image", uri)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert isinstance(ref.path, Bytes)
+    assert peak < 5 * len(uri), "the text twice, and its bytes"

@@ -91,7 +91,11 @@ def read_dialogues(path: Path | str, media_root: Roots, source: str, key: str) -
 def _refs(roots: MediaRoots, kind: str, given: Any) -> tuple[MediaRef, ...]:
     """A medium by its name, or by an object with `path` or `url`."""
     name = field(given, "path", "url") if isinstance(given, Mapping) else field({kind: given}, kind)
-    return embedded_refs(kind, name) if name[:5].lower() == "data:" else roots.refs(kind, name)
+    return embedded_refs(kind, name) if _embedded(name) else roots.refs(kind, name)
+
+
+def _embedded(name: str) -> bool:
+    return name[:5].lower() == "data:"
 
 
 def _turn(message: Any, media: _Columns, roots: MediaRoots) -> Turn:
@@ -145,7 +149,8 @@ def _parts(parts: list[Any], media: _Columns, roots: MediaRoots) -> tuple[str, t
         elif kind not in KINDS:
             raise RowError("unknown_part", f"a part of type {name[:40]!r}, expected text, {', '.join(KINDS)}")
         elif name == "input_audio":
-            refs += sound_refs(field(part.get(name), "data"), str(part[name].get("format", "")))
+            data, form = field(part.get(name), "data"), str(part[name].get("format", ""))
+            refs += embedded_refs(kind, data) if _embedded(data) else sound_refs(data, form)
         else:
             given = next((part[key] for key in (name, kind, "path", "url") if part.get(key) is not None), None)
             refs += media.take(kind) if given is None else _refs(roots, kind, given)
