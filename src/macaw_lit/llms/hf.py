@@ -77,7 +77,7 @@ class HFCausalLM(LLM):
         weight: Tensor = embedding.weight
         scale = getattr(
             embedding, "embed_scale", None
-        )  # Gemma (a tensor) and XGLM (a number) multiply what they look up
+        )  # multiplies what is looked up: a tensor in Gemma, a number in XGLM
         if scale is None:
             return weight
         return weight * (scale.to(weight.dtype) if isinstance(scale, Tensor) else scale)
