@@ -75,9 +75,7 @@ class HFCausalLM(LLM):
     def table(self) -> Float[Tensor, "v d"]:
         embedding = self.model.get_input_embeddings()
         weight: Tensor = embedding.weight
-        scale = getattr(
-            embedding, "embed_scale", None
-        )  # multiplies what is looked up: a tensor in Gemma, a number in XGLM
+        scale = getattr(embedding, "embed_scale", None)  # a tensor in Gemma, a number in XGLM
         if scale is None:
             return weight
         return weight * (scale.to(weight.dtype) if isinstance(scale, Tensor) else scale)
