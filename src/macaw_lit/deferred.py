@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
+Kind = TypeVar("Kind", bound=Tensor)
 _CPU, _META = torch.device("cpu"), torch.device("meta")
 _FORGOTTEN = "writes into a tensor without memory in a way that is not remembered"
 _ANSWERS = ("aten::_local_scalar_dense", "aten::equal")
@@ -24,6 +25,19 @@ class Recording:
 
     source: Callable[[], Tensor] | None = None
     steps: list[Callable[[Tensor], None]] = field(default_factory=list)
+
+
+def without_memory(kind: type[Kind], meta: Tensor) -> Kind:
+    """A tensor of a subclass that says it is on the CPU, laid out as one on the meta device."""
+    made: Kind = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        kind,
+        meta.shape,
+        strides=meta.stride(),
+        storage_offset=meta.storage_offset(),
+        dtype=meta.dtype,
+        device=_CPU,
+    )
+    return made
 
 
 class Deferred(Tensor):
@@ -43,14 +57,7 @@ class Deferred(Tensor):
 
     @staticmethod
     def __new__(cls, meta: Tensor, recording: Recording) -> "Deferred":
-        made: Deferred = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls,
-            meta.shape,
-            strides=meta.stride(),
-            storage_offset=meta.storage_offset(),
-            dtype=meta.dtype,
-            device=_CPU,
-        )
+        made = without_memory(cls, meta)
         made.meta, made.recording = meta, recording
         return made
 
