@@ -117,11 +117,47 @@ def test_only_what_lies_within_is_postponed():
     [
         (lambda tensor: tensor.t_(), "another shape"),
         (lambda tensor: tensor.normal_(generator=torch.Generator()), "a generator of its own"),
+        (lambda tensor: torch._foreach_mul_([tensor], 2), "_foreach_mul_.* is not remembered"),
+        (lambda tensor: torch.add(torch.ones(2, 3), 1, out=tensor), "add.out.* is not remembered"),
+        (lambda tensor: torch.add(tensor, 1, out=tensor), "add.out.* is not remembered"),
+        (lambda tensor: setattr(tensor, "data", torch.zeros(2, 3)), "`.data = …` .* is not remembered"),
+        (lambda tensor: setattr(tensor, "data", tensor.half()), "`.data = …` .* is not remembered"),
+        (lambda tensor: setattr(tensor, "data", tensor.flip(0)), "`.data = …` .* is not remembered"),
     ],
 )
 def test_what_cannot_be_remembered_is_an_error(change, message):
     with pytest.raises(RuntimeError, match=message):
         change(deferred(lambda: torch.ones(2, 3), torch.empty(2, 3, device="meta")))
+
+
+def test_what_writes_into_memory_alone_or_changes_nothing_is_done():
+    tensor, memory = deferred(lambda: torch.ones(2), torch.empty(2, device="meta")), torch.zeros(2)
+    torch._foreach_add_([memory], [tensor])
+    torch.add(tensor, memory, out=memory)
+    assert memory.tolist() == [2.0, 2.0]
+    with deferring():
+        layer = nn.Linear(2, 2)
+    layer.float().to("cpu")
+    assert isinstance(layer.weight, Deferred)
+
+
+def test_copies_have_the_values_and_go_their_own_way():
+    """Detection models clone their layers while they build."""
+    both = deferred(lambda: torch.arange(4.0), torch.empty(4, device="meta"))
+    layer = nn.Module()
+    layer.register_parameter("part", nn.Parameter(both[2:]))
+    layer.register_parameter("frozen", nn.Parameter(both.view(2, 2).t(), requires_grad=False))
+    layer.tied, layer.part.mark = layer.part, "kept"
+    twin = copy.deepcopy(layer)
+    with torch.no_grad():
+        twin.part.mul_(10)
+        layer.part.zero_()
+    assert materialised(twin.part).tolist() == [20.0, 30.0]
+    assert materialised(twin.frozen).tolist() == [[0.0, 2.0], [1.0, 3.0]]
+    assert materialised(layer.part).tolist() == [0.0, 0.0]
+    assert isinstance(twin.part, nn.Parameter)
+    assert (twin.part.requires_grad, twin.frozen.requires_grad, twin.part.mark) == (True, False, "kept")
+    assert twin.tied is twin.part
 
 
 def test_a_source_that_has_changed_is_an_error():

@@ -1,16 +1,20 @@
 """Tensors whose values come later: what fills them is remembered, and done one tensor at a time."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from operator import attrgetter
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
+Kind = TypeVar("Kind", bound=Tensor)
 _CPU, _META = torch.device("cpu"), torch.device("meta")
+_FORGOTTEN = "writes into a tensor without memory in a way that is not remembered"
 _ANSWERS = ("aten::_local_scalar_dense", "aten::equal")
 _OVERWRITING = ("aten::normal_", "aten::uniform_", "aten::zero_", "aten::fill_", "aten::copy_")
 
@@ -21,6 +25,19 @@ class Recording:
 
     source: Callable[[], Tensor] | None = None
     steps: list[Callable[[Tensor], None]] = field(default_factory=list)
+
+
+def without_memory(kind: type[Kind], meta: Tensor) -> Kind:
+    """A tensor of a subclass that says it is on the CPU, laid out as one on the meta device."""
+    made: Kind = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        kind,
+        meta.shape,
+        strides=meta.stride(),
+        storage_offset=meta.storage_offset(),
+        dtype=meta.dtype,
+        device=_CPU,
+    )
+    return made
 
 
 class Deferred(Tensor):
@@ -40,14 +57,7 @@ class Deferred(Tensor):
 
     @staticmethod
     def __new__(cls, meta: Tensor, recording: Recording) -> "Deferred":
-        made: Deferred = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls,
-            meta.shape,
-            strides=meta.stride(),
-            storage_offset=meta.storage_offset(),
-            dtype=meta.dtype,
-            device=_CPU,
-        )
+        made = without_memory(cls, meta)
         made.meta, made.recording = meta, recording
         return made
 
@@ -57,12 +67,13 @@ class Deferred(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         kwargs = kwargs or {}
         schema, drawn = func._schema, torch.Tag.nondeterministic_seeded in func.tags
-        info = schema.arguments[0].alias_info if schema.arguments else None
-        writes = info is not None and info.is_write
-        if writes and isinstance(args[0], Deferred):
+        written = _written(schema, args, kwargs)
+        if any(isinstance(each, Deferred) for each in written):
+            if len(written) > 1 or not args or written[0] is not args[0] or not _writes(schema.arguments[0]):
+                raise RuntimeError(f"{func} {_FORGOTTEN}")
             _write(func, args, kwargs, drawn)
             return args[0]
-        if writes or drawn or schema.name in _ANSWERS:
+        if written or drawn or schema.name in _ANSWERS:
             return func(*tree_map(materialised, args), **tree_map(materialised, kwargs))
         given: list[Deferred] = []
         made = func(*_on_meta(args, given), **_on_meta(kwargs, given))
@@ -79,6 +90,27 @@ class Deferred(Tensor):
             _made(each, given, lambda number=number: again(number))  # type: ignore[misc]
             for number, each in enumerate(made)
         )
+
+    @property
+    def data(self) -> Tensor:  # type: ignore[override]
+        return Tensor.data.__get__(self)  # type: ignore[attr-defined]
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        """Nothing is to be done for what it already is, which `nn.Module.to` sets where it changes nothing."""
+        same = isinstance(value, Deferred) and value.recording is self.recording
+        if not same or any(
+            of(value) != of(self) for of in (Tensor.size, Tensor.stride, Tensor.storage_offset, attrgetter("dtype"))
+        ):
+            raise RuntimeError(f"`.data = …` {_FORGOTTEN}")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Deferred":
+        if id(self) not in memo:
+            made = self.detach().clone().requires_grad_(self.requires_grad)
+            others = {key: value for key, value in vars(self).items() if key not in vars(made)}
+            made.__dict__.update(copy.deepcopy(others, memo))
+            memo[id(self)] = made
+        return memo[id(self)]
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Deferred({[*self.shape]}, {self.dtype})"
@@ -124,6 +156,18 @@ def deferring() -> Iterator[None]:
         yield
     finally:
         nn.Module.register_parameter = plain  # type: ignore[method-assign]
+
+
+def _written(schema: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """What an operation writes into."""
+    given = [*zip(schema.arguments, args, strict=False)]  # the last may have their defaults
+    given += [(each, kwargs[each.name]) for each in schema.arguments[len(args) :] if each.name in kwargs]
+    written = tree_leaves([value for argument, value in given if _writes(argument)])
+    return [value for value in written if isinstance(value, Tensor)]
+
+
+def _writes(argument: Any) -> bool:
+    return argument.alias_info is not None and bool(argument.alias_info.is_write)
 
 
 def _write(func: Any, args: Any, kwargs: Any, drawn: bool) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from macaw_lit.deferred import without_memory
+
 Module = TypeVar("Module", bound=nn.Module)
 WEIGHTS, CAST, GRADIENTS = "weights", "weights cast by autocast", "gradients"
 _CPU, _META = torch.device("cpu"), torch.device("meta")
@@ -106,14 +108,7 @@ class Shadow(Tensor):
 
     @staticmethod
     def __new__(cls, meta: Tensor, ledger: Ledger, cause: str | None = None) -> "Shadow":
-        shadow: Shadow = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls,
-            meta.shape,
-            strides=meta.stride(),
-            storage_offset=meta.storage_offset(),
-            dtype=meta.dtype,
-            device=_CPU,
-        )
+        shadow = without_memory(cls, meta)
         shadow.meta, shadow.ledger = meta, ledger
         ledger.see(meta, cause or ledger.cause)
         return shadow
