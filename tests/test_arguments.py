@@ -23,6 +23,8 @@ def target(
     path: Path | str = "",
     made: Callable[..., Any] | None = None,
     other: complex = 0,
+    named: tuple[str, int] = ("a", 1),
+    unsaid: int = None,  # type: ignore[assignment]  # noqa: RUF013  # as in other libraries
 ) -> None:
     """What the tests below call for."""
 
@@ -45,7 +47,9 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
         ("flag", [True], [1, "yes", None], "true or false"),
         ("name", ["b"], ["c", None], "a or b"),
         ("pair", [[0.9, 1]], [0.9, ["x"], None, {"a": 1}], "a list, each a number"),
-        ("rates", [{"llm": 1}, {}, None], [3, {"llm": "x"}], "a mapping or null"),
+        ("rates", [{"llm": 1}, {}, None], [3, {"llm": "x"}], "a mapping, each a number or null"),
+        ("named", [["a", 1]], [[1, "a"], ["a"], ["a", "b"], "a"], "a list of a text, a whole number"),
+        ("unsaid", [None, 2], ["x"], "a whole number"),
         ("path", ["here"], [5, None], "Path or a text"),
         ("made", [None, {"_target_": "open", "_partial_": True}], ["x", 3], "Callable or null"),
         ("other", ["left to what builds it"], [], ""),
@@ -78,7 +82,7 @@ def test_a_target_that_is_not_there_is_left_to_what_builds_it():
     [
         ["experiment=demo"],
         ["experiment=macaw_7b", "paths.data_dir=d", "model.llm.tokenizer=t"],
-        ["experiment=demo", "trainer=fsdp_bf16", "logger=many"],
+        ["experiment=demo", "trainer=fsdp_bf16", "logger=many", "trainer.devices='0,1'"],
         ["experiment=demo", "trainer=deepspeed_zero3_offload_fp16", "logger=mlflow", "trainer.devices=[0,1]"],
         ["experiment=demo", "callbacks=[default,best,early_stopping,throughput,modality_loss,alignment_health]"],
         ["experiment=demo", "debug=overfit", "trainer.precision=32", "trainer.devices=auto", "seed=4294967295"],

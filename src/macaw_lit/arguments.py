@@ -66,6 +66,8 @@ def _check_call(node: Mapping[str, Any], key: str) -> None:
                 f"{at}{name}: {target} takes no such argument" + (f"; did you mean {at}{like}?" if like else "")
             )
         wanted = kinds.get(name, Any)
+        if value is None and name in parameters and parameters[name].default is None:
+            continue  # whatever the type says
         if not _fits(value, wanted):
             raise ConfigError(f"{at}{name}={_shown(value)}: expected {' or '.join(dict.fromkeys(_words(wanted)))}")
 
@@ -94,10 +96,18 @@ def _fits(value: Any, wanted: Any) -> bool:
         return isinstance(value, str | Path)
     if origin in (Mapping, dict):
         return isinstance(value, Mapping) and all(_fits(each, (*inner, Any, Any)[1]) for each in value.values())
+    if _fixed(wanted):
+        fits = isinstance(value, list | tuple) and len(value) == len(inner)
+        return fits and all(map(_fits, value, inner))
     if origin in (Sequence, Iterable, list, tuple):
         kind = inner[0] if inner else Any
         return isinstance(value, list | tuple) and all(_fits(each, kind) for each in value)
     return not (origin is Callable and value is not None)
+
+
+def _fixed(wanted: Any) -> bool:
+    """Whether each place of a tuple has a type of its own, and not all have one as in tuple[int, ...]."""
+    return get_origin(wanted) is tuple and Ellipsis not in get_args(wanted)
 
 
 def _words(wanted: Any) -> Iterator[str]:
@@ -108,7 +118,10 @@ def _words(wanted: Any) -> Iterator[str]:
     elif origin is Literal:
         yield from map(str, inner)
     elif origin in (Mapping, dict):
-        yield "a mapping"
+        each = " or ".join(_words((*inner, Any, Any)[1]))
+        yield "a mapping" if each == "Any" else f"a mapping, each {each}"
+    elif _fixed(wanted):
+        yield f"a list of {', '.join(' or '.join(_words(each)) for each in inner)}"
     elif origin in (Sequence, Iterable, list, tuple):
         yield f"a list, each {' or '.join(_words(inner[0]))}" if inner else "a list"
     else:

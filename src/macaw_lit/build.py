@@ -61,7 +61,9 @@ def check_settings(cfg: DictConfig) -> None:
     for name, least in _LEAST.items():
         if (value := trainer.get(name)) is not None and value < least:
             raise ConfigError(f"trainer.{name}={value}: expected at least {least}")
-    if not (isinstance(trainer["devices"], list) or re.fullmatch(r"auto|-1|0*[1-9]\d*", str(trainer["devices"]))):
+    if not (
+        isinstance(trainer["devices"], list) or re.fullmatch(r"auto|-1|0*[1-9]\d*|\d+(,\d+)+", str(trainer["devices"]))
+    ):
         raise ConfigError(f"trainer.devices={trainer['devices']}: expected how many, such as 1, -1 for all, or a list")
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from macaw_lit.errors import ConfigError
+from macaw_lit.files import PART
 
-PART = ".part"
 SIZES = "sizes.json"
 
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from macaw_lit.errors import ConfigError, in_one_line
-from macaw_lit.training.checkpoint_files import PART, prune, remove, settle
+from macaw_lit.files import PART
+from macaw_lit.training.checkpoint_files import prune, remove, settle
 from macaw_lit.training.metrics import MetricsFile
 from macaw_lit.training.strategies import from_all_processes
 
