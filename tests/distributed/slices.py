@@ -17,8 +17,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from conftest import tiny_sizes
-from macaw_lit.data.datamodule import MacawDataModule, Source
-from macaw_lit.data.preprocess import Preprocessor
+from macaw_lit.data.datamodule import Source
 from macaw_lit.deferred import Deferred
 from macaw_lit.model import Macaw
 from macaw_lit.training import dealing, module
@@ -68,12 +67,8 @@ class Watched(module.MacawModule):
 def main(kind: str, tokenizer_folder: Path, out: Path) -> None:
     sizes = tiny_sizes(tokenizer_folder)
     blueprint = Macaw.from_config(sizes)
-
-    def data() -> MacawDataModule:
-        rows = 12 // int(os.environ.get("WORLD_SIZE", "1"))
-        made = MacawDataModule({"made": Source(rank.read)}, None, partial(Preprocessor, max_length=256), rows)
-        made.attach(blueprint.llm.tokenizer, blueprint.specs())
-        return made
+    rows = 12 // int(os.environ.get("WORLD_SIZE", "1"))
+    data = partial(rank.dealing_out, blueprint, Source(rank.read), None, rows)
 
     if kind == "plain":
         rank.fit(out / "fp32", kind, sizes, data(), max_epochs=4)
