@@ -1,7 +1,7 @@
 """What is left out of generated data, by named rules, each counted."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from macaw_lit.errors import ConfigError
 from macaw_lit.generation.parse import Pair
@@ -97,11 +97,20 @@ def chosen(names: Iterable[str]) -> dict[str, Callable[[Pair], bool]]:
     Raises:
         ConfigError: an unknown name.
     """
+    return {name: FILTERS[name] for name in known("filters", names, FILTERS)}
+
+
+def known(key: str, names: Iterable[str], table: Collection[str]) -> list[str]:
+    """The names that a setting lists, as they are.
+
+    Raises:
+        ConfigError: one of them is not in `table`.
+    """
     names = list(names)
     for name in names:
-        if name not in FILTERS:
-            raise ConfigError(f"filters: {name!r} is unknown, expected some of {', '.join(FILTERS)}")
-    return {name: FILTERS[name] for name in names}
+        if name not in table:
+            raise ConfigError(f"{key}: {name!r} is unknown, expected some of {', '.join(table)}")
+    return names
 
 
 def rouge_l(left: Sequence[str], right: Sequence[str]) -> float:

@@ -13,7 +13,7 @@ from macaw_lit.generation.backend import Backend
 from macaw_lit.generation.batch import export_batch, import_batch
 from macaw_lit.generation.budget import Budget, Price
 from macaw_lit.generation.card import write_card
-from macaw_lit.generation.filters import chosen
+from macaw_lit.generation.filters import chosen, known
 from macaw_lit.generation.journal import Journal
 from macaw_lit.generation.records import Record, choose, read_records
 from macaw_lit.generation.review import apply_sheet, read_sheet, write_sheet
@@ -21,7 +21,7 @@ from macaw_lit.generation.runner import Limits, Outcome, Runner
 from macaw_lit.generation.similar import Wordings
 from macaw_lit.generation.statistics import Statistics, statistics, write_statistics
 from macaw_lit.generation.templates import Asking, Job
-from macaw_lit.generation.writers import known, write_items
+from macaw_lit.generation.writers import WRITERS, write_items
 from macaw_lit.types import Rejection
 
 CARD = "DATASET_CARD.md"
@@ -79,7 +79,7 @@ class Finish:
 
     def __post_init__(self) -> None:
         chosen(self.filters)
-        known(self.formats)
+        known("formats", self.formats, WRITERS)
         check_shares(near_duplicate=self.near_duplicate, least_grounded=self.least_grounded)
         Wordings(self.alike)
         if self.most_repeats is not None and self.most_repeats < 1:

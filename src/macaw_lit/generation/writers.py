@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from macaw_lit.errors import ConfigError, unwritable
+from macaw_lit.errors import unwritable
 from macaw_lit.files import write_whole
 from macaw_lit.generation.assemble import Item
+from macaw_lit.generation.filters import known
 
 
 def macaw(items: Iterable[Item]) -> Iterator[dict[str, Any]]:
@@ -54,7 +55,7 @@ def write_items(items: Sequence[Item], folder: Path, formats: Iterable[str]) -> 
         ConfigError: an unknown format.
     """
     written = []
-    for name in known(formats):
+    for name in known("formats", formats, WRITERS):
         file, rows = WRITERS[name]
         lines = (json.dumps(row, ensure_ascii=False) for row in rows(items))
         if name == "messages":
@@ -64,19 +65,6 @@ def write_items(items: Sequence[Item], folder: Path, formats: Iterable[str]) -> 
             write_text(folder / file, head + ",\n".join(lines) + tail)
         written.append(folder / file)
     return written
-
-
-def known(formats: Iterable[str]) -> list[str]:
-    """The names of formats as they are.
-
-    Raises:
-        ConfigError: an unknown one.
-    """
-    names = list(formats)
-    for name in names:
-        if name not in WRITERS:
-            raise ConfigError(f"formats: {name!r} is unknown, expected some of {', '.join(WRITERS)}")
-    return names
 
 
 def write_text(path: Path, text: str) -> None:
