@@ -103,8 +103,11 @@ def test_packed_rows_are_the_rows_one_by_one(model, make_batch):
 
 
 def test_packed_rows_are_not_continued(model, make_batch):
+    batch = make_batch(model, TEXT, row_length=60)
     with pytest.raises(ConfigError, match="packed rows hold several samples and cannot be continued"):
-        model.generate(make_batch(model, TEXT, row_length=60))
+        model.generate(batch)
+    with pytest.raises(ConfigError, match="packed rows hold several samples and cannot be continued"):
+        model.generate(**batch)
 
 
 def test_answers_to_a_batch_are_the_answers_one_by_one(model, make_batch):

@@ -123,6 +123,7 @@ class Macaw(ModelFolder):
         input_ids: Int[Tensor, "b t"] | None = None,
         attention_mask: Bool[Tensor, "b t"] | None = None,
         media: dict[str, Media] | None = None,
+        position_ids: Int[Tensor, "b t"] | None = None,
         **generation: Any,
     ) -> Int[Tensor, "b new"]:
         """New ids for left-padded rows: a batch, or what `**batch` gives as transformers users write it.
@@ -132,7 +133,7 @@ class Macaw(ModelFolder):
         if batch is None:
             if input_ids is None or attention_mask is None or media is None:
                 raise TypeError("generate() takes a batch, or input_ids, attention_mask and media: see MacawProcessor")
-            batch = Batch(input_ids, attention_mask, None, media, [])
+            batch = Batch(input_ids, attention_mask, None, media, [], position_ids=position_ids)
         if batch.position_ids is not None:
             raise ConfigError("packed rows hold several samples and cannot be continued: collate with row_length=None")
         return self.llm.generate(self.embed(batch), batch.attention_mask, **generation)

@@ -207,8 +207,8 @@ class Batch:
         return 0 if self.labels is None else int((self.labels[:, 1:] != IGNORE).sum())
 
     def keys(self) -> tuple[str, ...]:
-        """What `**batch` passes on: all that generating needs."""
-        return ("input_ids", "attention_mask", "media")
+        """What `**batch` passes on: all that generating needs, and what it must refuse."""
+        return ("input_ids", "attention_mask", "media", *(() if self.position_ids is None else ("position_ids",)))
 
     def __getitem__(self, key: str) -> Any:
         return getattr(self, key)

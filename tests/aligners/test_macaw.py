@@ -64,6 +64,15 @@ def test_values_and_gradients_are_those_of_the_formula(qk_norm, residual, match_
         torch.testing.assert_close(found, wanted, **tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 300.0])
+def test_in_16_bit_tokens_keep_the_scale_of_a_table_whose_squares_have_no_place_there(dtype, size):
+    aligner = MacawAligner(**SIZES, match_scale=True).to(dtype)
+    features, table = torch.randn(2, 10, 6).to(dtype), (size * torch.randn(500, 8)).to(dtype)
+    found, wanted = rms(aligner(features, table).float()), rms(table.float().flatten())
+    assert (found / wanted - 1).abs().max() < 0.01, "scale and values are rounded to 8 bits at worst"
+
+
 def test_folding_equals_a_table_repeated_for_every_item():
     aligner = MacawAligner(**SIZES).double()
     features, table = torch.randn(4, 10, 6, dtype=torch.float64), torch.randn(30, 8, dtype=torch.float64)

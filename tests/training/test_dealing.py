@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import nn
 
 from macaw_lit.deferred import Deferred
 from macaw_lit.errors import ConfigError
@@ -153,3 +154,14 @@ def test_the_first_process_gives_out_what_a_plain_build_has(sizes, monkeypatch):
     assert sum(given) == whole
     for name, parameter in plain.named_parameters():
         assert torch.equal(model.get_parameter(name).reshape(parameter.shape), parameter), name
+
+
+def test_a_block_goes_with_the_lists_within_it_as_one_group(model, monkeypatch):
+    """Experts that no token of a process is sent to would be gathered by the others alone, which would wait."""
+    groups: list[nn.Module] = []
+    monkeypatch.setattr(ZeRO, "deal_out", lambda self, module: groups.append(module))
+    layers = [module for module in model.llm.modules() if type(module).__name__ == "LlamaDecoderLayer"]
+    for layer in layers:
+        layer.experts = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+    prepare(ZeRO(3), model)
+    assert groups == [*layers, *model.encoders.values(), model]

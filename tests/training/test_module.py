@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from macaw_lit.errors import ConfigError, WeightsError
+from macaw_lit.training import module as training
 from macaw_lit.training.module import MacawModule
 from macaw_lit.training.optim import MuonAdamW, adamw
 from macaw_lit.types import IGNORE, Batch
@@ -222,6 +223,19 @@ def test_what_is_accumulated_must_know_its_step(model, make_module, make_batch, 
         make_trainer(max_steps=1, accumulate_grad_batches=2).fit(make_module(), batches)
     with pytest.raises(ConfigError, match="loss_mean=rows: expected tokens or microbatches"):
         make_module(loss_mean="rows")
+
+
+def test_processes_with_unequal_numbers_of_batches_do_not_begin(
+    model, make_module, make_batch, make_trainer, monkeypatch
+):
+    monkeypatch.setattr(training, "from_all_processes", lambda count: [count, count - 1])
+    with pytest.raises(ConfigError, match="processes with 3, 2 batches to train on would wait for each other"):
+        make_trainer(max_epochs=1).fit(make_module(), repeated(make_batch(model, MIXED), 3))
+
+
+def test_a_schedule_needs_an_end(model, make_module, make_batch, make_trainer):
+    with pytest.raises(ConfigError, match="max_epochs=-1 and max_steps=-1 set no end.*give either"):
+        make_trainer(max_epochs=-1).fit(make_module(), repeated(make_batch(model, MIXED)))
 
 
 @pytest.mark.parametrize("pack_rows", [False, True])

@@ -4,8 +4,15 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision, Precision
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    Strategy,
+)
 from torch import nn
 
 from macaw_lit.errors import ConfigError
@@ -17,6 +24,7 @@ from macaw_lit.training.strategies import (
     check_compiled,
     check_machine,
     check_optimizer,
+    check_strategy,
 )
 
 ZERO = {"_target_": "macaw_lit.training.strategies.ZeRO", "stage": 3}
@@ -53,6 +61,27 @@ def test_what_a_machine_cannot_run_is_one_line(settings, gpus, cuda, message):
 )
 def test_what_it_can_run_passes(settings, gpus, cuda):
     check_machine(settings, gpus, cuda)
+
+
+@pytest.mark.parametrize("kind", [DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy])
+def test_strategies_of_lightning_that_train_wrongly_are_refused(kind):
+    with pytest.raises(ConfigError, match=rf"strategy {kind.__name__} of Lightning .*macaw_lit.*trainer=") as caught:
+        check_strategy(kind())
+    assert "\n" not in str(caught.value)
+
+
+def test_fp16_without_masters_is_left_to_deepspeed_that_keeps_them():
+    def strategy(kind: type[Strategy], plugin: Precision) -> Strategy:
+        made = kind()
+        made.precision_plugin = plugin
+        return made
+
+    for kind in (DDPStrategy, FSDP2):
+        with pytest.raises(ConfigError, match="precision=16-true has neither .*16-mixed or bf16-mixed"):
+            check_strategy(strategy(kind, HalfPrecision("16-true")))
+        check_strategy(strategy(kind, HalfPrecision("bf16-true")))
+        check_strategy(kind())
+    check_strategy(strategy(ZeRO, Precision()))
 
 
 def test_an_optimizer_of_whole_matrices_is_refused_where_there_are_pieces(model):

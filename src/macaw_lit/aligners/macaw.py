@@ -47,7 +47,10 @@ class MacawAligner(Aligner):
         if self.residual:
             aligned = aligned + tokens
         if self.match_scale:
-            aligned = F.rms_norm(aligned, aligned.shape[-1:], eps=1e-12) * table.detach().square().mean().sqrt()
+            # Squares of embeddings are too small for fp16.
+            exact = torch.promote_types(table.dtype, torch.float32)
+            scale = torch.linalg.vector_norm(table.detach(), dtype=exact) * table.numel() ** -0.5
+            aligned = F.rms_norm(aligned, aligned.shape[-1:], eps=1e-12) * scale.to(table.dtype)
         return aligned
 
     def weights(self, features: Float[Tensor, "n s e"], table: Float[Tensor, "v d"]) -> Float[Tensor, "n 1 k v"]:

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from macaw_lit.deferred import deferring
 from macaw_lit.errors import ConfigError, in_one_line
 from macaw_lit.model import Macaw
+from macaw_lit.training.blocks import blocks_of
 from macaw_lit.training.strategies import FSDP2, ZeRO, from_all_processes
 
 _PREFIX = ".whole."
@@ -58,8 +59,8 @@ def prepare(strategy: Strategy, model: Macaw) -> None:
     """Make a newly built model fit for a strategy that shards it; any other is left as it is.
 
     Weights get their values and are dealt out group by group, so that no process ever holds more than its share and
-    one group. A group is a block of the language model, an encoder, or all else: aligners read the embedding table, so
-    both stay together.
+    one group. A group is a block of the language model, experts and all, an encoder, or all else: aligners read the
+    embedding table, so both stay together.
     """
     if isinstance(strategy, ZeRO | FSDP2):
         for module in model.modules():
@@ -71,8 +72,7 @@ def prepare(strategy: Strategy, model: Macaw) -> None:
     # A process whose answers have ended goes on with the others, or they would wait for its part of the weights.
     model.llm.generation = {**model.llm.generation, "synced_gpus": True}
     tie(model, from_all_processes(tied(model))[0])  # parameters on the meta device lose it
-    blocks = [block for part in model.llm.modules() if isinstance(part, nn.ModuleList) for block in part]
-    for module in (*blocks[::-1], *model.encoders.values(), model):  # a block within a block comes first
+    for module in (*blocks_of(model.llm), *model.encoders.values(), model):
         assert isinstance(strategy, ZeRO | FSDP2)
         strategy.deal_out(module)
     if isinstance(strategy, FSDP2):

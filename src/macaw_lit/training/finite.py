@@ -43,6 +43,11 @@ class StopAtOverflows(Callback):
         self._scale: float | None = None
         self._gradients: _Gradients | None = None
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(trainer.strategy, DeepSpeedStrategy) and trainer.strategy.deepspeed_engine.fp16_enabled():
+            # Or an overflow at the smallest scale would end training with an error of DeepSpeed's, without a place.
+            trainer.strategy.deepspeed_engine.optimizer.loss_scaler.raise_error_at_min_scale = False
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         self._step, self._scale = trainer.global_step, loss_scale(trainer)
         if self._scale is not None and self.in_a_row >= self.max_overflows - 1 and self._gradients is None:

@@ -1,5 +1,6 @@
 """The LightningModule: loss, log, optimizer, schedule, and nothing about files or shapes."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from macaw_lit.model import Macaw
 from macaw_lit.training.adapt import adapt
 from macaw_lit.training.blocks import compile_blocks, recompute, restore
 from macaw_lit.training.checkpoint_files import require_same_model
-from macaw_lit.training.dealing import building, prepare, tie, tied, whole_state
+from macaw_lit.training.dealing import building, deals_out_weights, prepare, tie, tied, whole_state
 from macaw_lit.training.finite import explain_loss, loss_scale
 from macaw_lit.training.optim import cosine_with_warmup
-from macaw_lit.training.strategies import check_compiled, check_optimizer
+from macaw_lit.training.strategies import check_compiled, check_optimizer, check_strategy, from_all_processes
 from macaw_lit.types import Batch, Output
 
 
@@ -71,6 +72,8 @@ class MacawModule(LightningModule):
         """Build here and not in `__init__`, so that strategies that shard can do so at creation."""
         if self._model is None:
             strategy = None if self._trainer is None else self.trainer.strategy
+            if strategy is not None:
+                check_strategy(strategy)
             check_compiled(strategy, self.compiled)
             with building(strategy) as with_weights:
                 model = Macaw.from_config(self.config)
@@ -95,6 +98,23 @@ class MacawModule(LightningModule):
         """The model, once `configure_model` has built it."""
         assert self._model is not None, "configure_model() has not run"
         return self._model
+
+    def on_train_start(self) -> None:
+        """Refuse loaders of unequal length, where those with more batches would wait for the others for ever.
+
+        Raises:
+            ConfigError: a process has more batches than another.
+        """
+        counts = {"train": self.trainer.num_training_batches}
+        if deals_out_weights(self.trainer.strategy):  # which are gathered in every forward pass
+            counts["validate"] = sum(self.trainer.num_val_batches)
+        for use, count in counts.items():
+            found = from_all_processes(count)
+            if len(set(found)) > 1:
+                raise ConfigError(
+                    f"processes with {', '.join(map(str, found))} batches to {use} on would wait for each other: give "
+                    "each the same number, as MacawDataModule does"
+                )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         output = self.model(batch)
@@ -162,5 +182,11 @@ class MacawModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.build_optimizer(self.model)
         check_optimizer(self.trainer.strategy, optimizer)
-        schedule = cosine_with_warmup(optimizer, int(self.trainer.estimated_stepping_batches), self.warmup_ratio)
+        steps = self.trainer.estimated_stepping_batches
+        if not 0 < steps < math.inf:
+            raise ConfigError(
+                f"max_epochs={self.trainer.max_epochs} and max_steps={self.trainer.max_steps} set no end, and the "
+                "learning rate falls towards it: give either"
+            )
+        schedule = cosine_with_warmup(optimizer, int(steps), self.warmup_ratio)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

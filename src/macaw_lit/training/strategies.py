@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -144,6 +144,30 @@ def place(module: nn.Module, device: torch.device, dtype: torch.dtype | None = N
                 placed[parameter] = nn.Parameter(data, parameter.requires_grad)
             child._parameters[name] = placed[parameter]
     return [*placed.values()]
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Refuse Lightning's own strategies of these kinds, and fp16 weights without masters, which train wrongly.
+
+    Lightning's DeepSpeed divides the gradients of accumulated batches twice and steps at other batches, its FSDP2
+    shards nothing by itself, so that processes drift apart, and its FSDP cannot lend the embedding table to aligners.
+
+    Raises:
+        ConfigError: it is one of them.
+    """
+    for kind, own, group in (
+        (DeepSpeedStrategy, ZeRO, "deepspeed_zero2_bf16"),
+        ((ModelParallelStrategy, FSDPStrategy), FSDP2, "fsdp_bf16"),
+    ):
+        if isinstance(strategy, kind) and not isinstance(strategy, own):
+            raise ConfigError(
+                f"strategy {type(strategy).__name__} of Lightning does not train this model rightly: choose "
+                f"{own.__module__}.{own.__name__}, as trainer={group} does"
+            )
+    if strategy.precision_plugin.precision == "16-true" and not isinstance(strategy, ZeRO):
+        raise ConfigError(
+            "precision=16-true has neither a loss scale nor fp32 weights and ends in nan: choose 16-mixed or bf16-mixed"
+        )
 
 
 def check_compiled(strategy: Strategy | None, parts: Sequence[str]) -> None:
