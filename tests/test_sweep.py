@@ -170,10 +170,22 @@ def test_a_search_stays_in_its_ranges(sweep, tmp_path):
     assert {each["seed"] for each in found} <= {"1", "4"}
 
 
+def test_a_search_at_random_draws_the_same_again(sweep, tmp_path):
+    words = [*SEARCH, "hydra.sweeper.sampler=random", "hydra.sweeper.n_trials=4"]
+    for name in ("one", "two"):
+        assert sweep(*words, f"hydra.sweep.dir={tmp_path}/{name}")[0] == 0
+    assert jobs(tmp_path / "one") == jobs(tmp_path / "two")
+    assert len({words[-2] for words in jobs(tmp_path / "one").values()}) == 4
+
+
 MISTAKES = {
     "another search by this name": ["optim.lr=interval(1e-3,1e-1)"],
     "nothing to search": ["optim.lr=1", "aligner=linear"],
     "hydra.sweeper.n_trials=0: expected at least 1": ["hydra.sweeper.n_trials=0"],
+    "hydra.sweeper.sampler=tpf: expected tpe or random": ["hydra.sweeper.sampler=tpf"],
+    "optim.lr=interval(1,0): expected a lower end below the upper one": ["optim.lr=interval(1,0)"],
+    "interval(0,1)): expected a lower end": ["optim.lr=tag(log,interval(0,1))"],
+    "sqlite:////nowhere/study.db cannot be opened": ["hydra.sweeper.storage=sqlite:////nowhere/study.db"],
     "direction=up: expected minimize or maximize": ["hydra.sweeper.direction=up"],
     "did you mean aligner": ["aligne=macaw,linear"],
 }
@@ -207,22 +219,51 @@ def test_a_result_that_is_no_number_does_not_guide_the_search(sweep, tmp_path):
 # Launchers
 
 
-@pytest.mark.slow
-def test_jobs_side_by_side_fail_alone_too(tmp_path):
-    """In processes of their own, as a script that is run: joblib starts processes that open sockets."""
-    script = tmp_path / "job.py"
-    script.write_text(f"""
+def script(folder: Path, before: str = "") -> Path:
+    """A command that runs `job`, after the line `before`."""
+    path = folder / "job.py"
+    path.write_text(f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_sweep import job
 from macaw_lit.cli import command
+def task(cfg):
+    {before}
+    return job(cfg)
 if __name__ == "__main__":
-    command("train")(job)()
+    command("train")(task)()
 """)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["grid", "search"])
+def test_a_sweep_that_is_started_twice_runs_each_job_once(tmp_path, kind):
+    words = ["seed=1,2,3", "hydra.sweep.dir=s"]
+    words += ["hparams_search=optuna", "hydra.sweeper.n_trials=3"] if kind == "search" else []
+    command = [sys.executable, str(script(tmp_path, "import time; time.sleep(1)")), *GRID, *words]
+    starts = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [start.communicate()[0] for start in starts]
+    assert [start.returncode for start in starts] == [0, 0]
+    assert sorted(ran(tmp_path / "s")) == ["0", "1", "2"]
+    if kind == "grid":
+        assert sum(output.count(" is done: ") for output in outputs) == 3, "what the other ran is waited for and taken"
+
+
+@pytest.mark.slow
+def test_jobs_side_by_side_fail_alone_too(tmp_path):
+    """In processes of their own, as a script that is run: joblib starts processes that open sockets."""
     folder = tmp_path / "s"
     folder.mkdir()
     (folder / "fail1").touch()
-    words = [sys.executable, str(script), *GRID, "seed=1,2,3", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    words = [
+        sys.executable,
+        str(script(tmp_path)),
+        *GRID,
+        "seed=1,2,3",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+    ]
     for code, expected in ((1, {"0", "1", "2"}), (0, {"1"})):
         done = subprocess.run([*words, f"hydra.sweep.dir={folder}"], cwd=tmp_path, capture_output=True, text=True)
         assert (done.returncode, set(ran(folder))) == (code, expected), done.stderr
@@ -298,8 +339,8 @@ def test_the_summary_shows_what_differs_and_what_came_of_it(sweep, call, tmp_pat
     sweep(*GRID, "aligner=macaw,linear", "optim.lr=0.01,0.02", f"hydra.sweep.dir={folder}")
     code, out, err = call(summary, tmp_path, f"path={folder}")
     assert (code, err) == (0, "")
-    assert "best val/loss: job 2" in out
-    assert "failed: its data is gone" in " ".join(out.split())
+    assert "best val/loss: 0 by job 2 (aligner=linear optim.lr=0.01)" in out
+    assert "job 3 failed: its data is gone" in out
     assert "experiment" not in out, "the same in all"
     rows = json.loads((folder / "summary.json").read_text())
     assert [(row["job"], row["aligner"], row["optim.lr"]) for row in rows] == [
@@ -314,14 +355,42 @@ def test_the_summary_shows_what_differs_and_what_came_of_it(sweep, call, tmp_pat
         assert [row["status"] for row in csv.DictReader(file)] == ["done"] * 3 + ["failed"]
     with Image.open(folder / "summary.png") as picture:
         assert picture.width > picture.height > 300
-    assert call(summary, tmp_path, f"path={folder}", "direction=maximize")[1].count("best val/loss: job 1") == 1
+    assert call(summary, tmp_path, f"path={folder}", "direction=maximize")[1].count("best val/loss: 1.01 by job 1") == 1
+
+
+def test_the_summary_of_seeds_has_their_mean_and_what_is_still_running(sweep, call, tmp_path):
+    sweep(*GRID, "aligner=macaw,linear", "seed=0,1,4", "optim.lr=0.01", "hydra.sweep.dir=s")
+    for number in (2, 5):
+        (tmp_path / "s" / f"{number}" / "metrics.json").unlink()
+    code, out, err = call(summary, tmp_path, "path=s")
+    assert (code, err) == (0, "")
+    assert out.count("unfinished") == 2
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
+    assert ["macaw", "1.5", "0.7071", "2"] in cells, "of 1 and 2"
+    assert ["linear", "0.5", "0.7071", "2"] in cells, "of 0 and 1"
+    for number in range(6):
+        (tmp_path / "s" / f"{number}" / "metrics.json").unlink(missing_ok=True)
+    code, out, err = call(summary, tmp_path, "path=s")
+    assert (code, out.count("unfinished")) == (1, 6)
+    assert err == "error: metric=val/loss: no job of s measured it; figures that there are: none\n"
+
+
+def test_the_summary_of_a_search_looks_where_the_search_did(sweep, call, tmp_path):
+    words = [*SEARCH, "hydra.sweeper.n_trials=7", "hydra.sweeper.direction=maximize", "hydra.sweep.dir=s"]
+    out = sweep(*words)[1]
+    best = out.splitlines()[-2].partition(": job ")[2].split()[0]
+    code, out, _ = call(summary, tmp_path, "path=s")
+    assert code == 0
+    assert f" by job {best} (" in out.splitlines()[-2]
+    with Image.open(tmp_path / "s" / "summary.png") as picture:
+        assert picture.width > picture.height > 300
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["path=nowhere"], "nowhere holds no job that is done (0 failed)"),
-        (["path=s", "metric=val/los"], "metric=val/los: no job of s measured it; there are"),
+        (["path=nowhere"], "nowhere holds no job; expected the folder of a sweep"),
+        (["path=s", "metric=val/los"], "metric=val/los: no job of s measured it; figures that there are: val/loss"),
         (["path=s", "direction=up"], "direction=up: expected minimize or maximize"),
         ([], "path must be given"),
     ],

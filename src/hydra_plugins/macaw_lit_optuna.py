@@ -10,6 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import BaseFileLock, FileLock
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.plugins import Plugins
@@ -19,7 +20,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from macaw_lit.errors import ConfigError
+from macaw_lit.errors import ConfigError, in_one_line
 
 
 class Range(NamedTuple):
@@ -31,15 +32,21 @@ class Range(NamedTuple):
     options: dict[str, Any]
 
 
+_SAMPLERS = ("tpe", "random")
+
+
 class OptunaSweeper(Sweeper):
-    """Chooses values by Optuna's TPE (Bergstra et al., 2011) until the study has `n_trials`.
+    """Chooses values by Optuna until the study has `n_trials`.
 
     A trial has its job's number. One without a result, because it failed or was stopped, is run again by the next
-    start of the same command, with the same values. What TPE draws depends on `seed` and the trial's number, so that
+    start of the same command, with the same values. What is drawn depends on `seed` and the trial's number, so that
     a search that was stopped goes the way it would have gone. A result that is not finite counts as none.
+
+    The same command started twice at once is one search: a job that the other runs is waited for.
 
     Args:
         params: what varies, as on the command line, which has the last word.
+        sampler: `tpe` (Bergstra et al., 2011) or `random`.
         n_jobs: trials chosen together; they do not learn from each other.
 
     Raises:
@@ -53,6 +60,7 @@ class OptunaSweeper(Sweeper):
         direction: str,
         n_trials: int,
         n_jobs: int,
+        sampler: str,
         n_startup_trials: int,
         seed: int,
         params: Mapping[str, Any],
@@ -62,8 +70,10 @@ class OptunaSweeper(Sweeper):
                 raise ConfigError(f"hydra.sweeper.{name}={count}: expected at least 1")
         if direction not in ("minimize", "maximize"):
             raise ConfigError(f"hydra.sweeper.direction={direction}: expected minimize or maximize")
+        if sampler not in _SAMPLERS:
+            raise ConfigError(f"hydra.sweeper.sampler={sampler}: expected {' or '.join(_SAMPLERS)}")
         self.study_name, self.storage, self.direction = study_name, storage, direction
-        self.n_trials, self.n_jobs = n_trials, n_jobs
+        self.n_trials, self.n_jobs, self.sampler = n_trials, n_jobs, sampler
         self.n_startup_trials, self.seed, self.params = n_startup_trials, seed, params
         self.failures: dict[int, Exception] = {}
 
@@ -79,13 +89,16 @@ class OptunaSweeper(Sweeper):
         folder = Path(self.cfg.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.cfg, folder / "multirun.yaml")
-        study = self._open([*fixed], space)
-        while batch := self._next(study, space):
+        lock = FileLock(folder / ".lock")  # two processes must not make one study, draw one trial or end it at once
+        with lock:
+            study = self._open([*fixed], space)
+        while batch := self._next(study, space, lock):
             jobs = [fixed + [f"{key}={trial.params[key]}" for key in space] for trial in batch]
             self.validate_batch_is_legal(jobs)
             returns = self.launcher.launch(jobs, initial_job_idx=batch[0].number)
-            for trial, result in zip(batch, returns, strict=True):
-                self._tell(study, trial.number, result)
+            with lock:
+                for trial, result in zip(batch, returns, strict=True):
+                    self._tell(study, trial.number, result)
         if study.best_trials:
             best, metric = study.best_trial, self.cfg.get("optimized_metric")
             chosen = " ".join(f"{key}={value}" for key, value in best.params.items())
@@ -122,13 +135,20 @@ class OptunaSweeper(Sweeper):
         try:
             import optuna  # only for a search: Hydra reads this file at the start of every command
             from optuna.study import StudyDirection
+            from sqlalchemy.exc import SQLAlchemyError
         except ImportError as error:
             raise ConfigError(f"hparams_search=optuna ({error}): pip install 'macaw-lit[sweeps]'") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         direction = StudyDirection[self.direction.upper()]
-        study = optuna.create_study(
-            study_name=self.study_name, storage=self.storage, load_if_exists=True, direction=direction
-        )
+        try:
+            study = optuna.create_study(
+                study_name=self.study_name, storage=self.storage, load_if_exists=True, direction=direction
+            )
+        except (ValueError, RuntimeError, ImportError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+            raise ConfigError(
+                f"hydra.sweeper.storage={self.storage} cannot be opened ({in_one_line(error)}): give a database such "
+                "as sqlite:////my/study.db that Optuna of this version has made"
+            ) from error
         what = sorted([*fixed, *(f"{key}={space[key].text}" for key in space), f"direction={self.direction}"])
         before = study.user_attrs.get("search", what)
         if before != what:
@@ -140,23 +160,30 @@ class OptunaSweeper(Sweeper):
         study.set_user_attr("search", what)
         return study
 
-    def _next(self, study: Any, space: Mapping[str, Range]) -> list[Any]:
+    def _next(self, study: Any, space: Mapping[str, Range], lock: BaseFileLock) -> list[Any]:
         """Trials to run now, unfinished ones of an earlier start first; their numbers follow one another."""
-        from optuna import Trial, samplers
+        from optuna import Trial
         from optuna.trial import TrialState
 
-        found = study.get_trials(deepcopy=False)
-        unfinished = {t.number: t for t in found if t.state is TrialState.RUNNING and t.number not in self.failures}
-        numbers = [*unfinished, *range(len(found), self.n_trials)][: self.n_jobs]
         batch: list[Any] = []
-        for number in takewhile(lambda number: number - numbers[0] == len(batch), numbers):
-            sampler_settings = {"n_startup_trials": self.n_startup_trials, "seed": self.seed * 1_000_003 + number}
-            study.sampler = samplers.TPESampler(**sampler_settings)
-            trial = Trial(study, unfinished[number]._trial_id) if number in unfinished else study.ask()
-            for key, wanted in space.items():  # what was chosen before the stop is chosen again
-                getattr(trial, wanted.method)(key, *wanted.bounds, **wanted.options)
-            batch.append(trial)
+        with lock:
+            found = study.get_trials(deepcopy=False)
+            unfinished = {t.number: t for t in found if t.state is TrialState.RUNNING and t.number not in self.failures}
+            numbers = [*unfinished, *range(len(found), self.n_trials)][: self.n_jobs]
+            for number in takewhile(lambda number: number - numbers[0] == len(batch), numbers):
+                study.sampler = self._sampler(self.seed * 1_000_003 + number)
+                trial = Trial(study, unfinished[number]._trial_id) if number in unfinished else study.ask()
+                for key, wanted in space.items():  # what was chosen before the stop is chosen again
+                    getattr(trial, wanted.method)(key, *wanted.bounds, **wanted.options)
+                batch.append(trial)
         return batch
+
+    def _sampler(self, seed: int) -> Any:
+        from optuna import samplers
+
+        if self.sampler == "random":
+            return samplers.RandomSampler(seed=seed)
+        return samplers.TPESampler(n_startup_trials=self.n_startup_trials, seed=seed)
 
     def _tell(self, study: Any, number: int, result: JobReturn) -> None:
         from optuna.trial import TrialState
@@ -171,9 +198,9 @@ class OptunaSweeper(Sweeper):
                 f"{folder}/{number}/metrics.json; val/loss needs held-out rows (data.heldout)"
             )
         elif math.isfinite(value):
-            study.tell(number, value)
+            study.tell(number, value, skip_if_finished=True)  # told by another process that had waited too
         else:
-            study.tell(number, state=TrialState.FAIL)
+            study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
 
 
 def _range(override: Override) -> Range:
@@ -182,6 +209,10 @@ def _range(override: Override) -> Range:
     if isinstance(sweep, IntervalSweep):
         whole = isinstance(sweep.start, int) and isinstance(sweep.end, int)
         options = {"log": "log" in sweep.tags}
+        start, end = float(sweep.start or 0), float(sweep.end or 0)
+        if start >= end or (options["log"] and start <= 0):
+            wanted = "a lower end below the upper one" + ", and above 0 on a logarithmic scale" * options["log"]
+            raise ConfigError(f"{override.input_line}: expected {wanted}")
         return Range(text, "suggest_int" if whole else "suggest_float", [sweep.start, sweep.end], options)
     if override.is_range_sweep():
         values: list[Any] = sorted(override.sweep_iterator())

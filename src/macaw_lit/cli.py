@@ -6,11 +6,13 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from filelock import FileLock, Timeout
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -106,9 +108,34 @@ def command(
 def _job(main: Main, cfg: DictConfig, explained: Callable[[Exception], str | None]) -> Any:
     """Run one job of a sweep, unless it is done already; if it fails the others go on, which is answered at the end."""
     folder, words, number = run_folder(), job_overrides(), HydraConfig.get().job.num
-    if finished := record.done(folder, words):
-        print(f"job {number} is done: {folder}")
-        return finished.get("value")
+    with _alone(folder, number):
+        if finished := record.done(folder, words):
+            print(f"job {number} is done: {folder}", flush=True)
+            return finished.get("value")
+        return _run_job(main, cfg, explained)
+
+
+@contextmanager
+def _alone(folder: Path, number: int) -> Iterator[None]:
+    """Wait while the same job runs in another process, of a second sweep or one that a killed sweep has left."""
+    if not first_process():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"job {number} runs in another process: waiting for it", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _run_job(main: Main, cfg: DictConfig, explained: Callable[[Exception], str | None]) -> Any:
+    folder, words, number = run_folder(), job_overrides(), HydraConfig.get().job.num
     # Lightning starts its other processes with these, for this job alone and in its folder.
     resumed = "ckpt_path" in cfg and cfg.ckpt_path is None  # a job that was stopped goes on from its own checkpoint
     if resumed:

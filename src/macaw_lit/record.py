@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from macaw_lit import __version__
 from macaw_lit.errors import ConfigError, MacawError
 from macaw_lit.files import write_whole
@@ -48,8 +50,15 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def read_all(folder: Path) -> dict[str, dict[str, Any]]:
-    """The records of the runs within `folder` by the names of theirs, numbered ones in order."""
+    """The records of the runs within `folder` by the names of theirs, numbered ones in order.
+
+    One that runs or was stopped has the status `unfinished`, and the overrides that Hydra wrote down.
+    """
     found = {path.parent.name: read(path.parent) for path in folder.glob(f"*/{FILE}")}
+    for path in folder.glob("*/.hydra/overrides.yaml"):
+        name = path.parent.parent.name
+        if found.get(name) is None and isinstance(words := yaml.safe_load(path.read_text(encoding="utf-8")), list):
+            found[name] = {"status": "unfinished", "overrides": words}
     order = sorted(found, key=lambda name: (int(name) if name.isdecimal() else -1, name))
     return {name: record for name in order if (record := found[name]) is not None}
 

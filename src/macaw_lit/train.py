@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -69,6 +69,9 @@ def main(cfg: DictConfig) -> float | None:
     report = None
     try:
         with _room_on_disk(folder):
+            settings: Any = OmegaConf.to_container(cfg, resolve=True)
+            for logger in trainer.loggers:
+                logger.log_hyperparams(settings)
             _fit(trainer, module, datamodule, ckpt_path)
             if trainer.is_global_zero and not cfg.trainer.fast_dev_run:
                 report = _keep(cfg, folder, module.trained, datamodule)

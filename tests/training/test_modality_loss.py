@@ -12,7 +12,7 @@ from macaw_lit.training.optim import adamw
 ROWS = {
     "text": [(1, {}), (2, {})],
     "image": [(3, {"image": 2}), (4, {"image": 1})],
-    "video+audio": [(5, {"video": 1, "audio": 1})],
+    "video_audio": [(5, {"video": 1, "audio": 1})],
 }
 
 

@@ -231,17 +231,18 @@ class AlignmentHealth(Callback):
             return
         self._watching.close()
         shares = gradient_shares(_model(pl_module))
+        readings: dict[str, float] = {}
         for kind, health in self._found.items():
             figures = health | shares.get(kind, {})
-            readings = {f"health/{kind}/{name}": value for name, value in figures.items()}
-            for logger in trainer.loggers:  # at once: `log` would hold them back until Lightning's next logging step
-                logger.log_metrics(readings, trainer.global_step)
+            readings |= {f"health/{kind}/{name}": value for name, value in figures.items()}
             if figures.get("cosine", 0.0) > COLLAPSED and kind not in self._warned:
                 self._warned.add(kind)
                 rank_zero_warn(
                     f"soft tokens of different {kind} inputs have a cosine of {figures['cosine']:.4f}, expected below "
                     f"{COLLAPSED}: the language model can hardly tell them apart; docs/benchmarks.md compares aligners"
                 )
+        for logger in trainer.loggers:  # at once: `log` would hold them back until Lightning's next logging step
+            logger.log_metrics(readings, trainer.global_step)
         self._found = None
 
 

@@ -18,7 +18,7 @@ from macaw_lit.types import IGNORE, Batch
 class ModalityLoss(Callback):
     """Logs `loss/<kinds>` each time the trainer logs: the mean over response tokens of samples that carry these kinds.
 
-    Names are such as `loss/text`, `loss/image` and `loss/video+audio`; the mean is over all steps since the last time
+    Names are such as `loss/text`, `loss/image` and `loss/video_audio`; the mean is over all steps since the last time
     and all processes, and a combination that did not occur is left out. The logits are those of the training step; only
     their cross entropy is worked out once more, without a gradient, in memory for V floats per response token.
 
@@ -75,7 +75,7 @@ class ModalityLoss(Callback):
         for code, (nll, tokens) in enumerate(summed.T.tolist()):
             if tokens:
                 carried = [kind for place, kind in enumerate(kinds) if code >> place & 1]
-                pl_module.log(f"loss/{'+'.join(carried) or 'text'}", nll / tokens, batch_size=1)
+                pl_module.log(f"loss/{'_'.join(carried) or 'text'}", nll / tokens, batch_size=1)
         self._restart(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -82,7 +82,7 @@ class Throughput(Callback):
         own = torch.tensor([self._rows, tokens, self._laid, self.waiting.seconds, flops], device=pl_module.device)
         summed: Any = trainer.strategy.reduce(own, reduce_op="sum")
         rows, tokens, laid, waited, flops = summed.tolist()
-        pl_module.log("speed/samples_per_s", rows / seconds, prog_bar=True, batch_size=1)
+        pl_module.log("speed/samples_per_s", rows / seconds, batch_size=1)
         pl_module.log("speed/tokens_per_s", tokens / seconds, batch_size=1)
         pl_module.log("speed/padding", 1 - tokens / max(1, laid), batch_size=1)
         pl_module.log("speed/data_wait", waited / (seconds * trainer.world_size), batch_size=1)
