@@ -20,6 +20,7 @@ from rich.table import Table
 from macaw_lit import record
 from macaw_lit.cli import command, first_process, job_overrides, print_config, run_folder
 from macaw_lit.errors import ConfigError, DataError, MacawError, SampleError, in_one_line
+from macaw_lit.training.signals import Stopped, stop_signals
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -47,11 +48,23 @@ def main(cfg: DictConfig) -> float | None:
     Returns:
         what `optimized_metric` names, in the first process, if it was measured.
     """
+    stop_signals.heed()
+    try:
+        return _train(cfg, run_folder())
+    except Stopped as stop:
+        _say(f"{stop}; go on with the same words and ckpt_path=auto paths.run_dir={run_folder()}")
+        stop_signals.pass_on()
+        raise SystemExit(0) from None  # of a sweep too, whose next job must not begin
+    finally:
+        stop_signals.leave()
+
+
+def _train(cfg: DictConfig, folder: Path) -> float | None:
     # Heavy imports wait until the configuration is known to be sound.
     from macaw_lit.build import attach, build_data, build_module, build_trainer, check_settings, set_up
-    from macaw_lit.training.checkpoints import Stopped
+    from macaw_lit.training.checkpoints import Checkpoints
 
-    folder, begun = run_folder(), time.monotonic()
+    begun = time.monotonic()
     check_settings(cfg)
     _check(cfg, folder / "checkpoints")
     print_config(cfg, folder)
@@ -63,21 +76,20 @@ def main(cfg: DictConfig) -> float | None:
     datamodule = build_data(cfg)
     attach(datamodule, module)
     trainer = build_trainer(cfg)
+    if not any(isinstance(callback, Checkpoints) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        stop_signals.obey()  # nothing is to be saved
     datamodule.setup("fit")
     if trainer.is_global_zero:
         _print_reading(datamodule)
     report = None
-    try:
-        with _room_on_disk(folder):
-            settings: Any = OmegaConf.to_container(cfg, resolve=True)
-            for logger in trainer.loggers:
-                logger.log_hyperparams(settings)
-            _fit(trainer, module, datamodule, ckpt_path)
-            if trainer.is_global_zero and not cfg.trainer.fast_dev_run:
-                report = _keep(cfg, folder, module.trained, datamodule)
-    except Stopped as stop:
-        _say(f"{stop}; go on with the same words and ckpt_path=auto paths.run_dir={folder}")
-        raise SystemExit(0) from None  # of a sweep too, whose next job must not begin
+    with _room_on_disk(folder):
+        settings: Any = OmegaConf.to_container(cfg, resolve=True)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(settings)
+        _fit(trainer, module, datamodule, ckpt_path)
+        stop_signals.obey()
+        if trainer.is_global_zero and not cfg.trainer.fast_dev_run:
+            report = _keep(cfg, folder, module.trained, datamodule)
     if not trainer.is_global_zero:
         return None
     profiler: Any = trainer.profiler  # type: ignore[attr-defined]  # assigned by a connector
@@ -122,6 +134,8 @@ def _keep(cfg: DictConfig, folder: Path, model: "Macaw", datamodule: "MacawDataM
     from macaw_lit.training.adapt import merge
 
     merge(model)
+    for left in folder.glob(".model.*"):  # of a start that was killed while it wrote
+        shutil.rmtree(left, ignore_errors=True)
     model.save_pretrained(folder / "model", datamodule.preprocess)
     _print_skips(folder / "ledger.json")
     if "train/loss" in _logged(folder / "metrics.csv"):  # a run of a few steps has logged none
@@ -204,8 +218,9 @@ def _fit(trainer: "Trainer", module: "MacawModule", datamodule: "MacawDataModule
             raise
         why = in_one_line(error) if isinstance(error, ValueError) else type(error).__name__
         if ckpt_path:
+            form = "a folder, as FSDP2 and ZeRO write it" if Path(ckpt_path).is_dir() else "a file, as others write it"
             wanted = "expected a whole checkpoint of a run with the same model, optimizer and strategy"
-            raise ConfigError(f"ckpt_path={ckpt_path} cannot be continued ({why}); {wanted}") from error
+            raise ConfigError(f"ckpt_path={ckpt_path} cannot be continued ({why}): it is {form}; {wanted}") from error
         if isinstance(error, ValueError):
             raise ConfigError(f"training cannot start ({why}): mend that setting") from error
         raise

@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from macaw_lit.errors import ConfigError
 from macaw_lit.training import checkpoints
-from macaw_lit.training.checkpoint_files import newest, prune, require_same_model, settle
+from macaw_lit.training.checkpoint_files import newest, prune, require_same, settle
 from macaw_lit.training.checkpoints import Checkpoints
 from macaw_lit.training.metrics import MetricsFile
 from macaw_lit.training.module import MacawModule
@@ -185,11 +185,18 @@ def test_a_flipped_bit_is_found(tmp_path, place):
 
 def test_another_model_is_told_by_its_first_difference():
     model = {"llm": {"config": {"hidden_size": 8}, "tokenizer": "/a/b"}, "encoders": [{"width": 3}]}
-    require_same_model(model, {**model, "llm": {**model["llm"], "tokenizer": "/moved/b"}})
-    with pytest.raises(ConfigError, match=r"model.encoders.0.width was 3, now is 4"):
-        require_same_model(model, {**model, "encoders": [{"width": 4}]})
+    made_of = {"model": model, "optimizer": "adamw"}
+
+    def now(**parts: Any) -> dict[str, Any]:
+        return {**made_of, "model": {**model, **parts}}
+
+    require_same(made_of, now(llm={**model["llm"], "tokenizer": "/moved/b"}))
+    with pytest.raises(ConfigError, match=r"of another model: model.encoders.0.width was 3, now is 4"):
+        require_same(made_of, now(encoders=[{"width": 4}]))
     with pytest.raises(ConfigError, match=r"model.llm.config.extra was None, now is 1"):
-        require_same_model(model, {**model, "llm": {"config": {"hidden_size": 8, "extra": 1}, "tokenizer": "/a/b"}})
+        require_same(made_of, now(llm={"config": {"hidden_size": 8, "extra": 1}, "tokenizer": "/a/b"}))
+    with pytest.raises(ConfigError, match=r"of another optimizer: optimizer was adamw, now is MuonAdamW"):
+        require_same(made_of, {**made_of, "optimizer": "MuonAdamW"})
 
 
 # metrics.csv

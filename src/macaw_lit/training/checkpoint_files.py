@@ -67,8 +67,8 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
     return None, damaged
 
 
-def require_same_model(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of another model, by the first setting that differs; paths may have moved.
+def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another model or optimizer, by the first setting that differs; paths may have moved.
 
     Raises:
         ConfigError: a size or class of a part is another one.
@@ -78,8 +78,8 @@ def require_same_model(before: Mapping[str, Any], now: Mapping[str, Any]) -> Non
         values = first.get(key), second.get(key)
         if values[0] != values[1] and not all(isinstance(value, str) and "/" in value for value in values):
             raise ConfigError(
-                f"the checkpoint is of another model: model.{key} was {values[0]}, now is {values[1]}; restore it, "
-                "or start anew in another folder"
+                f"the checkpoint is of another {key.partition('.')[0]}: {key} was {values[0]}, now is {values[1]}; "
+                "restore it, or start anew in another folder"
             )
 
 

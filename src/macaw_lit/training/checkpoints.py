@@ -2,8 +2,6 @@
 
 import random
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,16 +20,13 @@ from macaw_lit.errors import ConfigError, in_one_line
 from macaw_lit.files import PART
 from macaw_lit.training.checkpoint_files import prune, remove, settle
 from macaw_lit.training.metrics import MetricsFile
+from macaw_lit.training.signals import Stopped, stop_signals
 from macaw_lit.training.strategies import from_all_processes
 
 KEY = "macaw_lit"
 TORCH_WRITER = ("PytorchStreamWriter", "inline_container")
 PROGRESS = "epoch_loop.batch_progress"
 GO_ON, SAVE, STOP = range(3)
-
-
-class Stopped(Exception):  # noqa: N818  # no error: the run has been saved
-    """A signal ended training after a checkpoint was written."""
 
 
 class InPlace(TorchCheckpointIO):
@@ -62,8 +57,8 @@ class Checkpoints(Checkpoint):
     `metrics.csv` has, and Lightning's count of logged steps, which it loses. They are put back when the first batch
     begins, so that nothing that happens in between matters. It is the last callback to run, so others' state is in it.
 
-    On SIGTERM or SIGUSR1 to any rank, all save and raise `Stopped` when the next step begins; a validation is finished
-    first. The same signal once more ends the process at once.
+    On a signal to any rank that `signals.StopSignals` notes, all save and raise `Stopped` when the next step begins; a
+    validation is finished first.
 
     Under ZeRO, where one process alone cannot write its part, the others end by the time limit of their exchange only.
 
@@ -95,9 +90,12 @@ class Checkpoints(Checkpoint):
         self._loaded: dict[str, Any] | None = None
         self._saved_step = 0
         self._saved_at = 0.0
-        self._signal: signal.Signals | None = None
+        self._heeding = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Lightning's answers to signals would talk to other processes amidst a step, and requeue jobs of SLURM.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        self._heeding = stop_signals.heed()
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = InPlace()
 
@@ -116,16 +114,16 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_at = time.monotonic()
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR1):
-                signal.signal(number, self._note)  # Lightning puts back what was there before when it has finished
         if self._loaded is not None and Path(str(trainer.ckpt_path)).resolve().parent == self.folder.resolve():
             for logger in _metrics_files(trainer):
                 logger.go_on(self._loaded["metrics_rows"])
 
-    def _note(self, number: int, frame: object) -> None:
-        self._signal = signal.Signals(number)
-        signal.signal(number, signal.SIG_DFL)
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._heeding:
+            stop_signals.leave()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")  # which Lightning does not call then
 
     def on_train_batch_start(self, trainer: Any, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._loaded is not None:
@@ -141,7 +139,7 @@ class Checkpoints(Checkpoint):
         if agreed != GO_ON and trainer.global_step > self._saved_step:
             self._save(trainer, between_steps=True)
         if agreed == STOP:
-            name = self._signal.name if self._signal else "a signal to another process"
+            name = stop_signals.asked.name if stop_signals.asked else "a signal to another process"
             raise Stopped(f"stopped by {name} after step {trainer.global_step}")
 
     def on_train_end(self, trainer: Any, pl_module: LightningModule) -> None:
@@ -149,7 +147,7 @@ class Checkpoints(Checkpoint):
             self._save(trainer, between_steps=False)
 
     def _wish(self, trainer: Trainer) -> int:
-        if self._signal is not None:
+        if stop_signals.asked is not None:
             return STOP
         steps = trainer.global_step - self._saved_step
         by_steps = self.every_n_train_steps and trainer.global_step % self.every_n_train_steps == 0 and steps

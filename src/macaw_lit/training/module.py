@@ -16,7 +16,7 @@ from macaw_lit.errors import ConfigError, TrainingError
 from macaw_lit.model import Macaw
 from macaw_lit.training.adapt import adapt
 from macaw_lit.training.blocks import compile_blocks, recompute, restore
-from macaw_lit.training.checkpoint_files import require_same_model
+from macaw_lit.training.checkpoint_files import require_same
 from macaw_lit.training.dealing import building, deals_out_weights, prepare, tie, tied, whole_state
 from macaw_lit.training.finite import explain_loss, loss_scale
 from macaw_lit.training.optim import cosine_with_warmup
@@ -173,11 +173,17 @@ class MacawModule(LightningModule):
         return self._whole[0] if self._whole else self.model
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["model"] = dict(self.config)
+        checkpoint["made_of"] = self._made_of()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if "model" in checkpoint:
-            require_same_model(checkpoint["model"], self.config)
+        if "made_of" in checkpoint:
+            require_same(checkpoint["made_of"], self._made_of())
+
+    def _made_of(self) -> dict[str, Any]:
+        """What the states of weights and optimizer depend on, under the names of its settings."""
+        optimizer = getattr(self.build_optimizer, "func", self.build_optimizer)
+        name = getattr(optimizer, "__name__", type(optimizer).__name__)
+        return {"model": {**self.config, "adapt": dict(self.adapt)}, "optimizer": name}
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.build_optimizer(self.model)
