@@ -123,6 +123,18 @@ def test_an_adapter_is_the_formula(model):
     torch.testing.assert_close(model.llm.model.model.layers[1].self_attn.q_proj.weight, wanted)
 
 
+def test_merging_writes_into_the_weights_where_they_lie(model):
+    """They may be mapped from a file, and copies of all of them are a language model in memory."""
+    adapt(model, {"llm": {"lora": {"r": 4}}})
+    places = {
+        name.replace("base_layer.", ""): weight.data_ptr() for name, weight in perturbed(model).named_parameters()
+    }
+    merge(model)
+    assert {name: weight.data_ptr() for name, weight in model.named_parameters()} == {
+        name: place for name, place in places.items() if "lora_" not in name
+    }
+
+
 def test_a_merged_model_is_a_plain_folder_to_the_bit(model, make_batch, tmp_path):
     adapt(model, {"llm": {"lora": {"r": 2}}, "vision": "frozen"})
     perturbed(model)

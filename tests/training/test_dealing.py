@@ -165,3 +165,13 @@ def test_a_block_goes_with_the_lists_within_it_as_one_group(model, monkeypatch):
         layer.experts = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
     prepare(ZeRO(3), model)
     assert groups == [*layers, *model.encoders.values(), model]
+
+
+def test_stacked_experts_are_gathered_at_once_whatever_of_them_runs(sizes, monkeypatch):
+    mixture = {"num_local_experts": 4, "num_key_value_heads": 2, "model_type": "mixtral"}
+    sizes["llm"]["config"] = {**sizes["llm"]["config"], **mixture}
+    model, gathered = Macaw.from_config(sizes), []
+    monkeypatch.setattr(ZeRO, "deal_out", lambda self, module: None)
+    monkeypatch.setattr(ZeRO, "gather_at_once", lambda self, module: gathered.append(type(module).__name__))
+    prepare(ZeRO(3), model)
+    assert gathered == ["MixtralExperts"] * 2

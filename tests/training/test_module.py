@@ -1,7 +1,7 @@
 """Training under a real Trainer: it learns, it resumes to the bit, and two processes do what one does."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import save_file
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from macaw_lit.errors import ConfigError, WeightsError
 from macaw_lit.training import module as training
@@ -234,8 +234,17 @@ def test_processes_with_unequal_numbers_of_batches_do_not_begin(
 
 
 def test_a_schedule_needs_an_end(model, make_module, make_batch, make_trainer):
-    with pytest.raises(ConfigError, match="max_epochs=-1 and max_steps=-1 set no end.*give either"):
-        make_trainer(max_epochs=-1).fit(make_module(), repeated(make_batch(model, MIXED)))
+    class Endless(IterableDataset[Batch]):
+        def __iter__(self) -> Iterator[Batch]:
+            yield from repeated(make_batch(model, MIXED), 9)
+
+    endless = DataLoader(Endless(), batch_size=None)
+    for loader, epochs in ((repeated(make_batch(model, MIXED)), -1), (endless, 1)):
+        with pytest.raises(ConfigError, match=f"max_epochs={epochs} and max_steps=-1 tell no number.*give max_steps"):
+            make_trainer(max_epochs=epochs).fit(make_module(), loader)
+    trainer = make_trainer(max_steps=2)
+    trainer.fit(make_module(), endless)
+    assert trainer.global_step == 2
 
 
 @pytest.mark.parametrize("pack_rows", [False, True])

@@ -73,7 +73,7 @@ def merge(model: nn.Module) -> None:
     """Add each adapter's product to the weight that it stands beside, and take the adapters away."""
     for name, layer in list(model.named_modules()):
         if isinstance(layer, BaseTunerLayer):
-            layer.merge(safe_merge=True)
+            layer.merge()  # in place: a safe merge leaves a copy in memory of what may be mapped from a file
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, layer.get_base_layer())
 

@@ -72,6 +72,12 @@ def prepare(strategy: Strategy, model: Macaw) -> None:
     # A process whose answers have ended goes on with the others, or they would wait for its part of the weights.
     model.llm.generation = {**model.llm.generation, "synced_gpus": True}
     tie(model, from_all_processes(tied(model))[0])  # parameters on the meta device lose it
+    if isinstance(strategy, ZeRO):
+        for module in model.llm.modules():
+            # Stacked experts call modules as often as tokens are sent to them. DeepSpeed gathers ahead by the order of
+            # the calls before, and processes that remember other orders would wait for each other.
+            if any(parameter.ndim == 3 for parameter in module.parameters(recurse=False)):
+                strategy.gather_at_once(module)
     for module in (*blocks_of(model.llm), *model.encoders.values(), model):
         assert isinstance(strategy, ZeRO | FSDP2)
         strategy.deal_out(module)
@@ -152,11 +158,11 @@ def _gathered(strategy: ZeRO | FSDP2, tensor: Tensor) -> Tensor:
 
 
 def _on_disk(tensor: Tensor, path: Path) -> Tensor:
-    """A copy in a new file; what is written into it later stays in memory."""
+    """A copy in a new file, which has what is written into it later too."""
     values = tensor.cpu().contiguous()
     if not values.numel():
         return values.clone()
     with path.open("wb") as file:
         file.write(values.flatten().view(torch.uint8).numpy().data)
-    mapped = torch.from_file(str(path), shared=False, size=values.nbytes, dtype=torch.uint8)
+    mapped = torch.from_file(str(path), shared=True, size=values.nbytes, dtype=torch.uint8)
     return mapped.view(values.dtype).reshape(values.shape)

@@ -189,10 +189,10 @@ class MacawModule(LightningModule):
         optimizer = self.build_optimizer(self.model)
         check_optimizer(self.trainer.strategy, optimizer)
         steps = self.trainer.estimated_stepping_batches
-        if not 0 < steps < math.inf:
+        if not 0 <= steps < math.inf:  # -1: max_epochs of a loader without a length
             raise ConfigError(
-                f"max_epochs={self.trainer.max_epochs} and max_steps={self.trainer.max_steps} set no end, and the "
-                "learning rate falls towards it: give either"
+                f"max_epochs={self.trainer.max_epochs} and max_steps={self.trainer.max_steps} tell no number of steps, "
+                "over which the learning rate falls: give max_steps"
             )
         schedule = cosine_with_warmup(optimizer, int(steps), self.warmup_ratio)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -73,6 +73,12 @@ class ZeRO(DeepSpeedStrategy):
         cast_constants(module, precision._desired_dtype)
         deepspeed.zero.Init(module=module, remote_device=self.remote_device, config_dict_or_path=self.config)
 
+    def gather_at_once(self, module: nn.Module) -> None:
+        """Have all weights within a module gathered when it is called, whatever of it then runs (stage 3)."""
+        from deepspeed.utils import set_z3_leaf_module  # takes seconds, and is an extra
+
+        set_z3_leaf_module(module, True)
+
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         assert self.lightning_module is not None
         last = not self.lightning_module.trainer.fit_loop._should_accumulate()
