@@ -328,6 +328,8 @@ def test_a_data_file_that_cannot_be_used_is_one_line(train, tmp_path, name):
         "data.batch_size=0": "batch_size should be a positive integer",
         "data.num_workers=-1": "num_workers option should be non-negative",
         "trainer.val_check_interval=1000000": "`val_check_interval` (1000000) must be less than or equal to",
+        "optimized_metric=val/los": "optimized_metric=val/los: nothing measures it; did you mean val/loss? there",
+        "optimized_metric=speed/padding": "nothing measures it; there will be train/loss, val/loss, steps, seconds",
         "logger=null": "a group cannot be null; leave it out with ~logger",
     }.items(),
 )

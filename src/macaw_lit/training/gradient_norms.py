@@ -17,6 +17,8 @@ class GradientNorms(Callback):
     of them where a strategy divides gradients among processes: ZeRO and FSDP.
     """
 
+    figures = "gradient/"  # what the names of all that it measures begin with
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # assigned by a connector
         if not interval or (trainer.global_step + 1) % interval:

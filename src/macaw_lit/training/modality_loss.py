@@ -26,6 +26,8 @@ class ModalityLoss(Callback):
         ConfigError: when training starts, of a language model that is not one of transformers.
     """
 
+    figures = "loss/"  # what the names of all that it measures begin with
+
     def __init__(self) -> None:
         self._hook: RemovableHandle | None = None
         self._batch: Batch | None = None
