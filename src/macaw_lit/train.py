@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import math
 import shutil
 import time
@@ -47,6 +48,7 @@ def main(cfg: DictConfig) -> float | None:
     Returns:
         what `optimized_metric` names, in the first process, if it was measured.
     """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on some CPUs it misses a kernel that is not needed
     # Heavy imports wait until the configuration is known to be sound.
     from macaw_lit.build import attach, build_data, build_module, build_trainer, check_settings, set_up
     from macaw_lit.training.checkpoints import Stopped
@@ -84,7 +86,8 @@ def main(cfg: DictConfig) -> float | None:
         return None
     profiler: Any = trainer.profiler  # type: ignore[attr-defined]  # assigned by a connector
     if table := profiler.summary():  # Lightning tells it a log that is silent
-        print(table)
+        (folder / "profile.txt").write_text(table, encoding="utf-8")
+        print(f"{table}\n{folder / 'profile.txt'}")
     print(folder)
     _settle(trainer)
     metrics = _metrics(trainer, report, folder) | {"seconds": round(time.monotonic() - begun, 1)}

@@ -141,6 +141,8 @@ def plot_loss(metrics: Path, path: Path) -> None:
     style(axes, "y")
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if not len(held) and len(steps) == 1:
+        axes.set_xticks(steps)
     axes.set_xlabel("optimizer step", color=INK)
     axes.set_ylabel("nats per response token", color=INK)
     axes.set_title(title, loc="left", color=INK, fontweight="bold")
