@@ -193,7 +193,7 @@ def test_fast_dev_run_leaves_no_checkpoint_and_no_metrics(call, tiny_run, tmp_pa
     assert "run_training_epoch" in done[1], "the profiler's table"
     assert last == f"{tmp_path}/try"
     found = {path.name for path in (tmp_path / "try").iterdir()}
-    assert found == {".hydra", "config.yaml", "ledger.json"}
+    assert found == {".hydra", "config.yaml", "ledger.json", "profile.txt"}
     assert ledger(tmp_path / "try")["used"] == 16  # one batch
 
 

@@ -37,6 +37,7 @@ NOISE = (
     ".*LeafSpec.* is deprecated",
     "Glyph .* missing",
     r"Found \d+ module.* in eval mode",
+    r"torch\.distributed\.nn\.functional\.all_gather",  # Lightning's, at every step
 )
 """Warnings of other libraries at what is as it should be."""
 
