@@ -97,7 +97,12 @@ def test_loggers_touch_no_network():
     cfg = composed("train", "logger=wandb").logger
     assert cfg.wandb.offline is True
     mlflow = composed("train", "logger=mlflow").logger.mlflow
-    assert OmegaConf.to_container(mlflow, resolve=False)["tracking_uri"] == "${paths.log_dir}/mlflow"
+    assert OmegaConf.to_container(mlflow, resolve=False)["tracking_uri"] == "sqlite:///${paths.log_dir}/mlflow.db"
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow", "many"])
+def test_the_loss_curve_has_its_file_beside_any_logger(name):
+    assert "csv" in composed("train", f"logger={name}").logger
 
 
 def test_an_own_config_folder_is_found(tmp_path: Path):

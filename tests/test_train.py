@@ -193,7 +193,7 @@ def test_fast_dev_run_leaves_no_checkpoint_and_no_metrics(call, tiny_run, tmp_pa
     assert "run_training_epoch" in done[1], "the profiler's table"
     assert last == f"{tmp_path}/try"
     found = {path.name for path in (tmp_path / "try").iterdir()}
-    assert found == {".hydra", "config.yaml", "ledger.json"}
+    assert found == {".hydra", "config.yaml", "ledger.json", "profile.txt"}
     assert ledger(tmp_path / "try")["used"] == 16  # one batch
 
 
@@ -328,6 +328,8 @@ def test_a_data_file_that_cannot_be_used_is_one_line(train, tmp_path, name):
         "data.batch_size=0": "batch_size should be a positive integer",
         "data.num_workers=-1": "num_workers option should be non-negative",
         "trainer.val_check_interval=1000000": "`val_check_interval` (1000000) must be less than or equal to",
+        "optimized_metric=val/los": "optimized_metric=val/los: nothing measures it; did you mean val/loss? there",
+        "optimized_metric=speed/padding": "nothing measures it; there will be train/loss, val/loss, steps, seconds",
         "logger=null": "a group cannot be null; leave it out with ~logger",
     }.items(),
 )

@@ -195,7 +195,8 @@ class OptunaSweeper(Sweeper):
             metric, folder = self.cfg.get("optimized_metric"), self.cfg.hydra.sweep.dir
             raise ConfigError(
                 f"job {number} did not measure optimized_metric={metric}: choose one of those in "
-                f"{folder}/{number}/metrics.json; val/loss needs held-out rows (data.heldout)"
+                f"{folder}/{number}/metrics.json; val/loss needs held-out rows (data.heldout) and a validation before "
+                "training ends (trainer.val_check_interval)"
             )
         elif math.isfinite(value):
             study.tell(number, value, skip_if_finished=True)  # told by another process that had waited too

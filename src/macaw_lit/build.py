@@ -73,8 +73,8 @@ def set_up(cfg: DictConfig) -> None:
     if rank or current_process().name != "MainProcess":  # the last is a job of joblib; a shell may end before its run
         Thread(target=_end_with_starter, args=(os.getppid(),), daemon=True).start()
     os.environ[_STARTER] = str(os.getpid())
-    logging.getLogger("lightning").setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     seed_everything(cfg.seed, workers=True, verbose=False)

@@ -70,7 +70,7 @@ def command(
                 sys.argv = given
                 if not verbose:
                     os.environ.pop("HYDRA_FULL_ERROR", None)
-                multirun = HydraConfig.get().mode is RunMode.MULTIRUN
+                multirun = in_sweep()
                 try:
                     return _job(checked, cfg, answered) if multirun else checked(cfg)
                 except Exception as error:
@@ -242,6 +242,16 @@ def run_folder() -> Path:
 def job_overrides() -> list[str]:
     """Return the overrides of the running command, or of the running job in a sweep, without Hydra's own."""
     return list(HydraConfig.get().overrides.task)
+
+
+def in_sweep() -> bool:
+    """Tell whether the running command is a job of a sweep."""
+    return HydraConfig.get().mode is RunMode.MULTIRUN
+
+
+def in_search() -> bool:
+    """Tell whether the running command is a job of a sweep that goes by its result."""
+    return in_sweep() and "direction" in HydraConfig.get().sweeper
 
 
 def first_process() -> bool:

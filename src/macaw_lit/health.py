@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from macaw_lit.aligners.base import Aligner
 from macaw_lit.model import Macaw, Modality
@@ -25,7 +26,8 @@ def alignment_health(aligner: Aligner, features: Float[Tensor, "n s e"], table: 
 
     Returns:
         entropy: of the attention over the table, as a share of the logarithm of its entries; mean over tokens and
-            heads. At 1 every token is the mean of all embeddings. Only of aligners that attend to the table.
+            heads. At 1 every token is the mean of all embeddings. Only of aligners that attend to the table, and not
+            under ZeRO-3.
         cosine: between the tokens that different items have at the same place; mean over pairs and places. At 1 all
             inputs are the same to the language model. Only of two items and more.
         norm_ratio: root mean square of the tokens by that of the embeddings. Only of one item and more.
@@ -58,13 +60,18 @@ def gradient_shares(model: Macaw) -> dict[str, Health]:
 
     Kinds that share an encoder share its figure. Empty if nothing has a gradient.
     """
-    whole = _gradient_norm(model)
-    if not whole:
+    whole = gradient_norm(model)
+    if whole is None or not whole:
         return {}
+
+    def share(part: nn.Module) -> float:
+        norm = gradient_norm(part)
+        return 0.0 if norm is None else float(norm / whole)
+
     return {
         kind: {
-            "aligner_gradient": _gradient_norm(modality.aligner) / whole,
-            "encoder_gradient": _gradient_norm(model.encoders[modality.encoder]) / whole,
+            "aligner_gradient": share(modality.aligner),
+            "encoder_gradient": share(model.encoders[modality.encoder]),
         }
         for kind, modality in _modalities(model).items()
     }
@@ -85,8 +92,10 @@ def _health(aligner: Aligner, features: Tensor, table: Tensor, tokens: Tensor) -
     health: Health = {}
     if not len(tokens):
         return health
-    # One item at a time: V weights for each of its tokens and heads are much to hold.
-    weights = [aligner.weights(item[None], table) for item in features]
+    # One item at a time: V weights for each of its tokens and heads are much to hold. None where ZeRO-3 would gather
+    # the aligner's own weights again, in the processes alone that have such items: the others would never answer.
+    again = not any(_by_zero3(weight) for weight in aligner.parameters())
+    weights = [aligner.weights(item[None], table) for item in features] if again else []
     shares = [_entropy(part) / math.log(part.shape[-1]) for part in weights if part is not None]
     if shares:
         health["entropy"] = sum(shares) / len(shares)
@@ -111,9 +120,30 @@ def _rms(tensor: Tensor) -> Tensor:
     return torch.linalg.vector_norm(tensor, dtype=torch.float32) / tensor.numel() ** 0.5
 
 
-def _gradient_norm(part: nn.Module) -> float:
-    gradients = [parameter.grad for parameter in part.parameters() if parameter.grad is not None]
-    return float(nn.utils.get_total_norm(gradients))
+def gradient_norm(part: nn.Module) -> Tensor | None:
+    """The L2 norm of the gradient in a part, whole where a strategy deals it out; None where there is none.
+
+    Every process must call it together. ZeRO's is that of the scaled loss, where the loss is scaled.
+    """
+    norms = []
+    for weight in part.parameters():
+        if (gradient := _gradient(weight)) is not None:
+            norm = torch.linalg.vector_norm(gradient.float())
+            norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else None
+
+
+def _gradient(weight: nn.Parameter) -> Tensor | None:
+    if not weight.requires_grad or not (_by_zero3(weight) or hasattr(weight, "_hp_mapping")):
+        return weight.grad
+    from deepspeed.utils import safe_get_full_grad  # takes seconds, and is an extra
+
+    gradient: Tensor | None = safe_get_full_grad(weight)
+    return gradient
+
+
+def _by_zero3(weight: nn.Parameter) -> bool:
+    return hasattr(weight, "ds_id")
 
 
 def _modalities(model: Macaw) -> dict[str, Modality]:

@@ -1,14 +1,14 @@
 """Trains a model: `python -m macaw_lit.train experiment=demo`."""
 
-import csv
 import errno
 import json
+import math
 import shutil
 import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from macaw_lit import record
-from macaw_lit.cli import command, first_process, job_overrides, print_config, run_folder
+from macaw_lit.cli import command, first_process, in_search, in_sweep, job_overrides, print_config, run_folder
 from macaw_lit.errors import ConfigError, DataError, MacawError, SampleError, in_one_line
 from macaw_lit.training.signals import Stopped, stop_signals
 
@@ -37,6 +37,7 @@ NOISE = (
     ".*LeafSpec.* is deprecated",
     "Glyph .* missing",
     r"Found \d+ module.* in eval mode",
+    r"torch\.distributed\.nn\.functional\.all_gather",  # Lightning's, at every step
 )
 """Warnings of other libraries at what is as it should be."""
 
@@ -52,7 +53,9 @@ def main(cfg: DictConfig) -> float | None:
     try:
         return _train(cfg, run_folder())
     except Stopped as stop:
-        _say(f"{stop}; go on with the same words and ckpt_path=auto paths.run_dir={run_folder()}")
+        folder = run_folder()
+        again = f"hydra.sweep.dir={folder.parent}" if in_sweep() else f"ckpt_path=auto paths.run_dir={folder}"
+        _say(f"{stop}; go on with the same words and {again}")
         stop_signals.pass_on()
         raise SystemExit(0) from None  # of a sweep too, whose next job must not begin
     finally:
@@ -67,6 +70,7 @@ def _train(cfg: DictConfig, folder: Path) -> float | None:
     begun = time.monotonic()
     check_settings(cfg)
     _check(cfg, folder / "checkpoints")
+    _check_metric(cfg)
     print_config(cfg, folder)
     ckpt_path = _start(cfg, folder / "checkpoints")
     for message in NOISE:
@@ -94,7 +98,8 @@ def _train(cfg: DictConfig, folder: Path) -> float | None:
         return None
     profiler: Any = trainer.profiler  # type: ignore[attr-defined]  # assigned by a connector
     if table := profiler.summary():  # Lightning tells it a log that is silent
-        print(table)
+        (folder / "profile.txt").write_text(table, encoding="utf-8")
+        print(f"{table}\n{folder / 'profile.txt'}")
     print(folder)
     _settle(trainer)
     metrics = _metrics(trainer, report, folder) | {"seconds": round(time.monotonic() - begun, 1)}
@@ -107,7 +112,8 @@ def _train(cfg: DictConfig, folder: Path) -> float | None:
 
 def _metrics(trainer: "Trainer", report: "Report | None", folder: Path) -> dict[str, float]:
     """The last losses that were logged, how far training came, and in short how the model uses its media."""
-    found = _logged(folder / "metrics.csv")  # all there is, if an earlier start had trained to the end
+    # What was logged is all there is, if an earlier start had trained to the end.
+    found = {name: values[-1][1] for name, values in _losses(folder).items()}
     found |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.count("/") == 1}
     found["steps"] = trainer.global_step
     if report is not None:
@@ -118,13 +124,11 @@ def _metrics(trainer: "Trainer", report: "Report | None", folder: Path) -> dict[
     return found
 
 
-def _logged(path: Path) -> dict[str, float]:
-    """The last value of each loss in `metrics.csv`."""
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        cells = [cell for row in csv.DictReader(file) for cell in row.items()]
-    return {name: float(value) for name, value in cells if name in ("train/loss", "val/loss") and value}
+def _losses(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    from macaw_lit.evaluation import read_losses
+
+    path = folder / "metrics.csv"
+    return read_losses(path) if path.is_file() else {}
 
 
 def _keep(cfg: DictConfig, folder: Path, model: "Macaw", datamodule: "MacawDataModule") -> "Report | None":
@@ -138,7 +142,7 @@ def _keep(cfg: DictConfig, folder: Path, model: "Macaw", datamodule: "MacawDataM
         shutil.rmtree(left, ignore_errors=True)
     model.save_pretrained(folder / "model", datamodule.preprocess)
     _print_skips(folder / "ledger.json")
-    if "train/loss" in _logged(folder / "metrics.csv"):  # a run of a few steps has logged none
+    if any(math.isfinite(loss) for _, loss in _losses(folder).get("train/loss", [])):  # a run of few steps logs none
         plot_loss(folder / "metrics.csv", folder / "loss.png")
     if cfg.get("evaluation"):
         settings = dict(cfg.evaluation)
@@ -166,6 +170,27 @@ def _check(cfg: DictConfig, folder: Path) -> None:
             value = cfg.evaluation[name]
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"evaluation.{name}={value}; expected a whole number of at least 1")
+
+
+def _check_metric(cfg: DictConfig) -> None:
+    """Refuse an `optimized_metric` that no part of the run measures."""
+    from hydra.utils import get_object
+
+    from macaw_lit.arguments import nearest
+
+    name, known = str(cfg.optimized_metric), ["train/loss", "val/loss", "steps", "seconds"]
+    if cfg.get("evaluation"):
+        known += [f"modality_use/{each}" for each in ("accuracy", "passed", "gating_types")]
+    for callback in (cfg.get("callbacks") or {}).values():
+        with suppress(ImportError, AttributeError, ValueError):  # no such target: the builder says so
+            known += [f"{prefix}…" for prefix in [getattr(get_object(callback["_target_"]), "figures", None)] if prefix]
+    if not any(name == each or (each[-1] == "…" and name.startswith(each[:-1])) for each in known):
+        like = nearest(name, known)
+        hint = f"did you mean {like}? " if like else ""
+        raise ConfigError(f"optimized_metric={name}: nothing measures it; {hint}there will be {', '.join(known)}")
+    if name == "val/loss" and in_search() and not (cfg.data.get("heldout") and cfg.trainer.limit_val_batches):
+        wanted = "add rows to data.heldout, let trainer.limit_val_batches be above 0, or choose another figure"
+        raise ConfigError(f"optimized_metric=val/loss: nothing is held out to measure it by; {wanted}")
 
 
 def _start(cfg: DictConfig, folder: Path) -> str | None:

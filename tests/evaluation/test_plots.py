@@ -73,8 +73,8 @@ def test_loss_curve_of_a_single_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "no finite 'train/loss' in its columns"),
-        ("epoch,step,val/loss\n0,1,2\n", r"columns \['epoch', 'step', 'val/loss'\]"),
+        ("", r"no finite 'train/loss' among \[\]"),
+        ("epoch,step,val/loss\n0,1,2\n", r"among \['val/loss'\]"),
         ("step,train/loss\n1,nan\n", "no finite"),
         ("step,train/loss\n1,much\n", "cannot be read"),
     ],

@@ -44,6 +44,14 @@ def test_each_combination_has_the_mean_of_its_tokens(sizes, model, make_batch, m
     assert not module.model.llm.model._forward_hooks
 
 
+def test_what_did_not_occur_is_not_said_again(sizes, model, make_batch, make_trainer, logged):
+    batches = [make_batch(model, rows) for rows in (ROWS["image"], ROWS["text"], ROWS["image"])]
+    trainer = make_trainer(ModalityLoss(), max_steps=3, log_every_n_steps=1, logger=logged)
+    trainer.fit(module_of(sizes), DataLoader(batches, batch_size=None))
+    assert [[*losses] for losses in logged.under("loss/").values()] == [["loss/image"], ["loss/text"], ["loss/image"]]
+    assert {"loss/image", "loss/text"} <= trainer.callback_metrics.keys(), "the last of each, for a search to go by"
+
+
 def test_training_is_the_same_to_the_bit(sizes, model, make_batch, make_trainer, logged):
     losses = []
     for callbacks in ([], [ModalityLoss()]):

@@ -120,22 +120,20 @@ def plot_loss(metrics: Path, path: Path) -> None:
     Raises:
         DataError: the file cannot be read, or holds no finite value of `train/loss`.
     """
-    columns, found = _read_losses(metrics)
-    steps, losses, lost = found["train/loss"]
+    found = read_losses(metrics)
+    (steps, losses), (held_steps, held) = (_finite(found.get(name, [])) for name in ("train/loss", "val/loss"))
     if not len(steps):
-        raise DataError(
-            f"{metrics}: no finite 'train/loss' in its columns {columns}; log it with logger=csv before plotting"
-        )
+        raise DataError(f"{metrics}: no finite 'train/loss' among {[*found]}; log it with logger=csv before plotting")
+    lost = len(found["train/loss"]) - len(losses)
     window = max(1, len(losses) // 40)
     kernel = np.ones(window)
     smooth = np.convolve(losses, kernel, "same") / np.convolve(np.ones(len(losses)), kernel, "same")
     figure = new_figure(8.0, 4.0)
     axes = figure.subplots()
-    axes.plot(steps, losses, color=TRUE_COLOUR, alpha=0.28, linewidth=0.9, label="logged")
-    axes.plot(steps, smooth, color=TRUE_COLOUR, linewidth=2, label=f"mean of {window}" if window > 1 else "smoothed")
-    if len(losses) == 1:
-        axes.scatter(steps, losses, color=TRUE_COLOUR)
-    held_steps, held, _ = found["val/loss"]
+    if window > 1:
+        axes.plot(steps, losses, color=TRUE_COLOUR, alpha=0.28, linewidth=0.9, label="as logged")
+    label, marker = (f"mean of {window}", "") if window > 1 else ("in training", "." if len(losses) < 30 else "")
+    axes.plot(steps, smooth, color=TRUE_COLOUR, linewidth=2, marker=marker, markersize=9, label=label)
     title = f"train/loss: {smooth[0]:.3g} → {smooth[-1]:.3g}" + (f", {lost} not finite left out" if lost else "")
     if len(held):
         axes.plot(held_steps, held, color=HELDOUT_COLOUR, linewidth=1.4, marker="o", markersize=4, label="held out")
@@ -143,24 +141,33 @@ def plot_loss(metrics: Path, path: Path) -> None:
     style(axes, "y")
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if not len(held) and len(steps) == 1:
+        axes.set_xticks(steps)
     axes.set_xlabel("optimizer step", color=INK)
+    axes.set_ylabel("nats per response token", color=INK)
     axes.set_title(title, loc="left", color=INK, fontweight="bold")
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     figure.savefig(path)
 
 
-def _read_losses(metrics: Path) -> tuple[list[str], dict[str, tuple[np.ndarray, np.ndarray, int]]]:
-    """The file's columns; of each loss its steps, finite values, and how many were not. What a row lacks is blank."""
-    found = {}
+def read_losses(metrics: Path) -> dict[str, list[tuple[int, float]]]:
+    """Steps and values of `train/loss` and `val/loss`, where a run's `metrics.csv` has any.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    found: dict[str, list[tuple[int, float]]] = {}
     try:
         with metrics.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            columns, rows = list(reader.fieldnames or ()), list(reader)
-        for name in ("train/loss", "val/loss"):
-            values = [(int(row["step"]), float(row[name])) for row in rows if row.get("step") and row.get(name)]
-            finite = [(step, loss) for step, loss in values if math.isfinite(loss)]
-            steps, losses = np.array(finite).reshape(-1, 2).T
-            found[name] = steps, losses, len(values) - len(finite)
+            for row in csv.DictReader(file):
+                for name in ("train/loss", "val/loss"):
+                    if row.get("step") and row.get(name):
+                        found.setdefault(name, []).append((int(row["step"]), float(row[name])))
     except (OSError, ValueError) as error:
         raise DataError(f"{metrics}: cannot be read ({error}); expected the metrics.csv of a run") from error
-    return columns, found
+    return found
+
+
+def _finite(values: list[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
+    steps, losses = np.array([(step, loss) for step, loss in values if math.isfinite(loss)]).reshape(-1, 2).T
+    return steps, losses

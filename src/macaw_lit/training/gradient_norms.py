@@ -2,20 +2,23 @@
 
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
 from torch.optim import Optimizer
 
+from macaw_lit.health import gradient_norm
+from macaw_lit.training.finite import loss_scale
 from macaw_lit.training.module import MacawModule
+from macaw_lit.training.strategies import ZeRO
 
 
 class GradientNorms(Callback):
     """Logs `gradient/<part>` each time the trainer logs: the L2 norm over a part's weights, before clipping.
 
-    Parts are the encoders by name, `aligner_<kind>` and `llm`. Parts without a gradient are left out, and so are all
-    of them where a strategy divides gradients among processes: ZeRO and FSDP.
+    Parts are the encoders by name, `aligner_<kind>` and `llm`. Parts without a gradient are left out. Where a strategy
+    divides gradients among processes they are brought together, one weight's at a time.
     """
+
+    figures = "gradient/"  # what the names of all that it measures begin with
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # assigned by a connector
@@ -25,11 +28,7 @@ class GradientNorms(Callback):
         modalities: dict[str, Any] = dict(pl_module.model.modalities.items())
         parts = dict(pl_module.model.encoders.items())
         parts |= {f"aligner_{kind}": modality.aligner for kind, modality in modalities.items()}
+        scale = loss_scale(trainer) if isinstance(trainer.strategy, ZeRO) else None  # others undo it before
         for name, part in (*parts.items(), ("llm", pl_module.model.llm)):
-            if gradients := _whole_gradients(part):
-                pl_module.log(f"gradient/{name}", nn.utils.get_total_norm(gradients), batch_size=1)
-
-
-def _whole_gradients(part: nn.Module) -> list[torch.Tensor]:
-    gradients = [weight.grad for weight in part.parameters() if weight.grad is not None]
-    return [gradient for gradient in gradients if type(gradient) is torch.Tensor]
+            if (norm := gradient_norm(part)) is not None:
+                pl_module.log(f"gradient/{name}", norm / (scale or 1.0), batch_size=1)

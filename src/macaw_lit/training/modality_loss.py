@@ -26,6 +26,8 @@ class ModalityLoss(Callback):
         ConfigError: when training starts, of a language model that is not one of transformers.
     """
 
+    figures = "loss/"  # what the names of all that it measures begin with
+
     def __init__(self) -> None:
         self._hook: RemovableHandle | None = None
         self._batch: Batch | None = None
@@ -71,11 +73,15 @@ class ModalityLoss(Callback):
             return
         self._logged = step
         summed: Any = trainer.strategy.reduce(torch.stack([self._nll, self._tokens]), reduce_op="sum")
-        kinds = list(batch.media)
+        kinds, losses = list(batch.media), {}
         for code, (nll, tokens) in enumerate(summed.T.tolist()):
             if tokens:
                 carried = [kind for place, kind in enumerate(kinds) if code >> place & 1]
-                pl_module.log(f"loss/{'_'.join(carried) or 'text'}", nll / tokens, batch_size=1)
+                losses[f"loss/{'_'.join(carried) or 'text'}"] = nll / tokens
+        # Not by `log`, which says a value again at later steps that do not have one; numbered as `log` does.
+        trainer.callback_metrics.update({name: torch.tensor(loss) for name, loss in losses.items()})
+        for logger in trainer.loggers:
+            logger.log_metrics(losses, step - 1)
         self._restart(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -37,6 +37,8 @@ class Throughput(Callback):
         ConfigError: `peak_tflops` is not positive.
     """
 
+    figures = "speed/"  # what the names of all that it measures begin with
+
     def __init__(self, peak_tflops: int | float | None = None) -> None:
         if peak_tflops is not None and peak_tflops <= 0:
             raise ConfigError(f"peak_tflops={peak_tflops}; expected a positive number such as 312 of an A100, or null")
