@@ -1,6 +1,7 @@
 """Training as a user meets it: what a run leaves behind, how it goes on, and what it says of bad data and settings."""
 
 import csv
+import errno
 import json
 import re
 import shutil
@@ -17,8 +18,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from macaw_lit.cli import conf_dir
+from macaw_lit.errors import ConfigError
 from macaw_lit.inference import load_answerer
-from macaw_lit.train import main
+from macaw_lit.train import _room_on_disk, main
 
 HEAVY = "torch transformers lightning numpy librosa decord av matplotlib open_clip whisper".split()
 SOURCES = list(OmegaConf.load(conf_dir() / "data" / "demo.yaml").train)
@@ -386,3 +388,32 @@ def test_a_bad_heldout_medium_leaves_the_model_and_says_how_to_go_on(call, tiny_
     assert "the model is saved" in line
     assert f"python -m macaw_lit.evaluate model={tmp_path}/run/model" in line
     assert load_answerer(tmp_path / "run" / "model")
+
+
+@pytest.mark.parametrize(
+    ("error", "place"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/run/loss.png"), "/run/loss.png"),
+        (OSError(errno.EROFS, "Read-only file system"), None),
+        (Exception("Error while serializing: I/O error: No space left on device (os error 28)"), None),  # safetensors'
+    ],
+)
+def test_a_full_disk_is_one_line_whoever_meets_it(tmp_path, error, place):
+    expected = (
+        rf"^{place or tmp_path} cannot be written \(.*\), [\d,]+ bytes are free: make room and go on with ckpt_path="
+    )
+    with pytest.raises(ConfigError, match=expected), _room_on_disk(tmp_path):
+        raise error
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOENT, "No such file"), ValueError("(os error 2)"), KeyError("28")])
+def test_no_other_error_is_taken_for_a_full_disk(tmp_path, error):
+    with pytest.raises(type(error)), _room_on_disk(tmp_path):
+        raise error
+
+
+def test_a_run_folder_that_cannot_be_is_one_line(call, tmp_path):
+    (tmp_path / "file").touch()
+    code, _, err = call(main, tmp_path, "experiment=demo", f"paths.run_dir={tmp_path}/file/below")
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith(f"error: {tmp_path}/file/below: cannot be written (Not a directory); make room there, or ")

@@ -1,6 +1,11 @@
 """The errors a user can cause: each message says the value, what was expected, and the remedy."""
 
+import errno
+import re
 from pathlib import Path
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+"""What the system says of a disk that takes no more."""
 
 
 class MacawError(Exception):
@@ -53,3 +58,11 @@ def unwritable(path: Path, error: OSError) -> DataError:
 def in_one_line(error: Exception) -> str:
     """What another library has to say, short enough to be quoted in a message of ours."""
     return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def system_error(error: BaseException) -> int | None:
+    """The number by which the system refused something; libraries in Rust have it in their message alone."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None

@@ -1,5 +1,6 @@
 """One line for a user's mistake, with the nearest thing that would have worked; None for anything else."""
 
+import errno
 import inspect
 import re
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ from omegaconf.errors import (
 )
 
 from macaw_lit.arguments import nearest
-from macaw_lit.errors import MacawError, in_one_line
+from macaw_lit.errors import NO_ROOM, MacawError, in_one_line
 
 
 def explain(error: Exception, conf: Path, name: str, overrides: Sequence[str]) -> str | None:
@@ -57,6 +58,9 @@ def explain(error: Exception, conf: Path, name: str, overrides: Sequence[str]) -
         keys = [each.removesuffix("=null") for each in overrides if each.endswith("=null")]
         groups = [key for key in keys if (conf / key).is_dir()]
         return f"a group cannot be null; leave it out with {' or '.join(f'~{group}' for group in groups)}"
+    if isinstance(error, OSError) and error.errno in {*NO_ROOM, errno.EACCES, errno.EEXIST, errno.ENOTDIR}:
+        place = error.filename or "the run folder"
+        return f"{place}: cannot be written ({error.strerror}); make room there, or choose another paths.run_dir"
     return _first(error) if isinstance(error, HydraException) else None
 
 

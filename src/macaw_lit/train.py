@@ -1,9 +1,10 @@
 """Trains a model: `python -m macaw_lit.train experiment=demo`."""
 
-import errno
 import json
 import math
+import os
 import shutil
+import sys
 import time
 import warnings
 from collections import Counter
@@ -19,8 +20,8 @@ from rich.table import Table
 
 from macaw_lit import record
 from macaw_lit.cli import command, first_process, in_search, in_sweep, job_overrides, print_config, run_folder
-from macaw_lit.errors import ConfigError, DataError, MacawError, SampleError, in_one_line
-from macaw_lit.training.signals import Stopped, stop_signals
+from macaw_lit.errors import NO_ROOM, ConfigError, DataError, MacawError, SampleError, in_one_line, system_error
+from macaw_lit.training import signals  # the module: launchers copy `main` to their jobs with the objects it names
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -49,17 +50,18 @@ def main(cfg: DictConfig) -> float | None:
     Returns:
         what `optimized_metric` names, in the first process, if it was measured.
     """
-    stop_signals.heed()
+    signals.stop_signals.heed()
     try:
-        return _train(cfg, run_folder())
-    except Stopped as stop:
+        with _room_on_disk(run_folder()):
+            return _train(cfg, run_folder())
+    except signals.Stopped as stop:
         folder = run_folder()
         again = f"hydra.sweep.dir={folder.parent}" if in_sweep() else f"ckpt_path=auto paths.run_dir={folder}"
         _say(f"{stop}; go on with the same words and {again}")
-        stop_signals.pass_on()
+        signals.stop_signals.pass_on()
         raise SystemExit(0) from None  # of a sweep too, whose next job must not begin
     finally:
-        stop_signals.leave()
+        signals.stop_signals.leave()
 
 
 def _train(cfg: DictConfig, folder: Path) -> float | None:
@@ -81,19 +83,18 @@ def _train(cfg: DictConfig, folder: Path) -> float | None:
     attach(datamodule, module)
     trainer = build_trainer(cfg)
     if not any(isinstance(callback, Checkpoints) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-        stop_signals.obey()  # nothing is to be saved
+        signals.stop_signals.obey()  # nothing is to be saved
     datamodule.setup("fit")
     if trainer.is_global_zero:
         _print_reading(datamodule)
     report = None
-    with _room_on_disk(folder):
-        settings: Any = OmegaConf.to_container(cfg, resolve=True)
-        for logger in trainer.loggers:
-            logger.log_hyperparams(settings)
-        _fit(trainer, module, datamodule, ckpt_path)
-        stop_signals.obey()
-        if trainer.is_global_zero and not cfg.trainer.fast_dev_run:
-            report = _keep(cfg, folder, module.trained, datamodule)
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(settings)
+    _fit(trainer, module, datamodule, ckpt_path)
+    signals.stop_signals.obey()
+    if trainer.is_global_zero and not cfg.trainer.fast_dev_run:
+        report = _keep(cfg, folder, module.trained, datamodule)
     if not trainer.is_global_zero:
         return None
     profiler: Any = trainer.profiler  # type: ignore[attr-defined]  # assigned by a connector
@@ -217,13 +218,14 @@ def _room_on_disk(folder: Path) -> Iterator[None]:
     """Say in one line that the disk is full, wherever a file of the run is written."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except Exception as error:
+        number = system_error(error)
+        if number is None or number not in NO_ROOM:
             raise
-        free = shutil.disk_usage(folder).free
+        place, free = getattr(error, "filename", None) or folder, shutil.disk_usage(folder).free
         raise ConfigError(
-            f"{error.filename or folder} cannot be written ({error.strerror}), {free:,} bytes are free: make room and "
-            f"go on with ckpt_path=auto paths.run_dir={folder}"
+            f"{place} cannot be written ({os.strerror(number)}), {free:,} bytes are free: make room and go on with "
+            f"ckpt_path=auto paths.run_dir={folder}"
         ) from error
 
 
@@ -239,7 +241,7 @@ def _fit(trainer: "Trainer", module: "MacawModule", datamodule: "MacawDataModule
     except MacawError:
         raise
     except Exception as error:
-        if started:
+        if started or system_error(error) in NO_ROOM:
             raise
         why = in_one_line(error) if isinstance(error, ValueError) else type(error).__name__
         if ckpt_path:
@@ -301,4 +303,6 @@ def _measure(answerer: "Answerer", datamodule: "MacawDataModule", folder: Path, 
 
 
 if __name__ == "__main__":
+    if not {"-m", "--multirun"} & {*sys.argv}:  # a sweep's own process has nothing to save
+        signals.stop_signals.heed()
     main()
