@@ -37,7 +37,8 @@ from macaw_lit.types import IGNORE, Batch, Media
 
 MIB = 2**20
 M_MMAP_THRESHOLD = -3  # of malloc.h
-SHAPING = ("adapt=align", "adapt=lora", "trainer.accumulate_grad_batches=2", "trainer.precision=bf16-mixed")
+ADAPTED = ("adapt=align", "adapt=lora", "adapt=qlora")
+SHAPING = (*ADAPTED, "trainer.accumulate_grad_batches=2", "trainer.precision=bf16-mixed")
 BASE = [
     "trainer=cpu",
     "encoder@model.encoders.vision=clip_tiny",
@@ -82,6 +83,11 @@ CASES = {
     "larger encoders, frozen": sizes(384, 4, 4_000, 4, 96, *LARGER, "adapt=align", "model.adapt.llm=full"),
     "aligners alone": sizes(512, 8, 8_000, 4, 128, "adapt=align"),
     "LoRA": sizes(512, 8, 8_000, 4, 128, "adapt=lora"),
+    "QLoRA": sizes(512, 8, 8_000, 4, 128, "adapt=qlora"),
+    "QLoRA, bf16-mixed": sizes(512, 8, 8_000, 4, 128, "adapt=qlora", "trainer.precision=bf16-mixed"),
+    "most is weights, in full": sizes(1024, 8, 4_000, 1, 64),
+    "most is weights, LoRA": sizes(1024, 8, 4_000, 1, 64, "adapt=lora"),
+    "most is weights, QLoRA": sizes(1024, 8, 4_000, 1, 64, "adapt=qlora"),
     "Macaw with normalised keys": sizes(384, 4, 32_000, 2, 96, "aligner=macaw_matched"),
     "heads over the table": sizes(512, 4, 16_000, 2, 96, "aligner=macaw_mha", "model.aligner.heads=8"),
     "accumulated twice": sizes(512, 6, 8_000, 3, 128, "trainer.accumulate_grad_batches=2"),

@@ -226,6 +226,19 @@ def test_another_model_and_an_overwritten_run_are_refused(server, whole):
     assert "holds a run, whose checkpoint step0000010.ckpt would be overwritten" in log(folder).splitlines()[-1]
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_weights_in_4_bits_end_in_the_same_bits_and_are_no_others(server, world):
+    words = ["data.num_workers=0", "adapt=qlora", "model.adapt.llm.lora.r=2"]
+    alone, folder = (server.root / f"{name}{world}" for name in ("qlora", "qlora_killed"))
+    assert server.train(alone, *words, world=world) == [0] * world, log(alone)
+    assert -signal.SIGKILL in server.train(folder, *words, world=world, **WITHIN_A_STEP), log(folder)
+    assert server.train(folder, *words, world=world) == [0] * world, log(folder)
+    assert "going on from" in log(folder)
+    assert same(outcome(folder), outcome(alone))
+    assert set(server.train(folder, *words, "adapt=lora", world=world)) == {1}
+    assert "model.adapt.llm.lora.bits was 4, now is None" in log(folder).splitlines()[-1]
+
+
 # The whole matrix: python -m pytest -m exhaustive tests/test_resume.py
 
 

@@ -92,9 +92,9 @@ def _why(plan: "Plan") -> str:
     if plan.fits:
         remedy = f"data.batch_size={plan.fits} or less, and trainer.accumulate_grad_batches for the rest"
     elif shared and "zero3" not in plan.strategy and plan.strategy != "fsdp2":
-        remedy = "trainer=deepspeed_zero3_bf16 on several GPUs, or adapt=lora"
+        remedy = "trainer=deepspeed_zero3_bf16 on several GPUs, or adapt=lora or qlora"
     elif shared and "offload" not in plan.strategy:
-        remedy = "more GPUs, trainer=deepspeed_zero3_offload_bf16, or adapt=lora"
+        remedy = "more GPUs, trainer=deepspeed_zero3_offload_bf16, or adapt=lora or qlora"
     else:
         remedy = "adapt=lora, or a smaller data.preprocessor.max_length"
     return (

@@ -232,6 +232,7 @@ def _room_on_disk(folder: Path) -> Iterator[None]:
 def _fit(trainer: "Trainer", module: "MacawModule", datamodule: "MacawDataModule", ckpt_path: str | None) -> None:
     """Train; what fails before the first step is a setting or a checkpoint, for which Lightning has no class."""
     from lightning.pytorch.callbacks import LambdaCallback
+    from torch.distributed.checkpoint.api import CheckpointException
 
     started: list[bool] = []
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # assigned by a connector
@@ -240,13 +241,13 @@ def _fit(trainer: "Trainer", module: "MacawModule", datamodule: "MacawDataModule
         trainer.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
     except MacawError:
         raise
-    except Exception as error:
+    except (Exception, CheckpointException) as error:  # the last, FSDP2's, is no Exception
         if started or system_error(error) in NO_ROOM:
             raise
         why = in_one_line(error) if isinstance(error, ValueError) else type(error).__name__
         if ckpt_path:
             form = "a folder, as FSDP2 and ZeRO write it" if Path(ckpt_path).is_dir() else "a file, as others write it"
-            wanted = "expected a whole checkpoint of a run with the same model, optimizer and strategy"
+            wanted = "expected a whole checkpoint of a run with the same model, adapt, optimizer and strategy"
             raise ConfigError(f"ckpt_path={ckpt_path} cannot be continued ({why}): it is {form}; {wanted}") from error
         if isinstance(error, ValueError):
             raise ConfigError(f"training cannot start ({why}): mend that setting") from error

@@ -170,6 +170,11 @@ def main(kind: str, tokenizer_folder: Path, out: Path) -> None:
     fit(out / "lora", kind, sizes, dealt(4 // world), None, parts, **settings)
     if world > 1:
         fit(out / "lora_resumed", kind, sizes, dealt(4 // world), out / "lora" / "step=4.ckpt", parts, **settings)
+    for part in ("hearing", "llm"):
+        parts["adapt"][part] = {"lora": {**parts["adapt"][part]["lora"], "bits": 4}}
+    fit(out / "qlora", kind, sizes, dealt(4 // world), None, parts, **settings)
+    if world > 1:
+        fit(out / "qlora_resumed", kind, sizes, dealt(4 // world), out / "qlora" / "step=4.ckpt", parts, **settings)
 
 
 def train_in_half(out: Path, sizes: dict[str, Any], stage: int) -> None:

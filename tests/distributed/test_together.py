@@ -71,6 +71,7 @@ def test_rows_in_one_batch_and_in_three_give_the_same_update(alone):
     assert distance(alone / "dealt1", alone / "packed") < 1e-6
     assert distance(alone / "dealt1", alone / "schedule") > 1e-3, "training moves the weights by more than the bound"
     assert distance(alone / "frozen", alone / "lora") > 1e-3, "so does what is trained through adapters or in full"
+    assert distance(alone / "lora", alone / "qlora") > 1e-3, "so do 4 bits"
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2", "zero1", "zero2", "zero3"])
@@ -88,11 +89,13 @@ def test_two_processes_do_what_one_does(
     assert distance(alone / "frozen", tmp_path / "frozen") < 1e-6
     assert distance(alone / "lora", tmp_path / "lora") < 1e-6
     assert distance(alone / "lora", tmp_path / "lora_resumed") < 1e-6
+    assert distance(alone / "qlora", tmp_path / "qlora") < 1e-6
+    assert distance(alone / "qlora", tmp_path / "qlora_resumed") < 1e-6
     for case in ("dealt1", "dealt3", "resumed", "packed", "schedule"):
         assert json.loads((tmp_path / case / "ledger.json").read_text()) == json.loads(
             (alone / case.replace("resumed", "dealt3") / "ledger.json").read_text()
         )
-    for case in ("dealt3", "lora"):
+    for case in ("dealt3", "lora", "qlora"):
         models = [Macaw.from_pretrained(folder / case / "model") for folder in (alone, tmp_path)]
         batch = make_batch(models[0], [(1, {"image": 1}), (2, {}), (3, {"video": 1, "audio": 1})])
         first, second = (model(batch).nll for model in models)

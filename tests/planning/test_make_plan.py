@@ -14,9 +14,11 @@ from macaw_lit.errors import ConfigError
 from macaw_lit.model import Macaw
 from macaw_lit.planning.plan import Plan, _count, make_plan
 from macaw_lit.training.adapt import adapt
+from macaw_lit.training.nf4 import layers_in_4_bits
 from macaw_lit.training.optim import MuonAdamW, adamw
 
 LORA = {"vision": "frozen", "hearing": "frozen", "aligners": "full", "llm": {"lora": {"r": 4}}}
+QLORA = {**LORA, "llm": {"lora": {"r": 4, "bits": 4}}}
 
 
 @pytest.fixture
@@ -68,6 +70,21 @@ def test_memory_and_operations_grow_with_the_batch(settings: dict[str, Any]) -> 
     assert eight.memory["activations"] == pytest.approx(2 * four.memory["activations"], rel=0.01)  # masks are the same
     assert eight.memory["weights"] == four.memory["weights"]
     assert eight.flops == pytest.approx(2 * four.flops, rel=0.01)
+
+
+def test_weights_in_4_bits_are_bytes_that_no_strategy_deals_out(settings: dict[str, Any], model: Macaw) -> None:
+    adapt(model, QLORA)
+    layers = layers_in_4_bits(model).values()
+    own = sum(buffer.nbytes for layer in layers for buffer in layer.buffers())
+    alone, plain = planned(settings, QLORA), planned(settings, LORA)
+    assert alone.memory["weights in 4 bits"] == own
+    assert plain.memory["weights"] - alone.memory["weights"] == 4 * sum(layer.values for layer in layers)
+    assert (alone.parts, alone.folder) == (plain.parts, plain.folder), "saved as it was"
+    assert alone.flops == plain.flops
+    trainer = {**settings["trainer"], "strategy": "deepspeed_stage_3", "accelerator": "gpu", "devices": 4}
+    dealt, once = (planned(settings, QLORA, trainer={**trainer, "strategy": f"deepspeed_stage_{n}"}) for n in (3, 2))
+    assert dealt.memory["weights in 4 bits"] == once.memory["weights in 4 bits"] == own
+    assert dealt.checkpoint - once.checkpoint == 3 * own, "each process writes them"
 
 
 def test_an_unknown_optimizer_is_said(settings: dict[str, Any]) -> None:

@@ -11,16 +11,20 @@ import torch
 from peft import PeftModel
 from torch.utils.data import DataLoader
 
+from macaw_lit.deferred import Deferred
 from macaw_lit.errors import ConfigError
 from macaw_lit.model import Macaw
+from macaw_lit.training import adapt as adapting
 from macaw_lit.training.adapt import PrintTrained, adapt, merge, report
 from macaw_lit.training.module import MacawModule
+from macaw_lit.training.nf4 import layers_in_4_bits
 from macaw_lit.training.optim import MuonAdamW, adamw
 from macaw_lit.types import Batch
 
 MIXED = [(1, {"image": 1}), (2, {}), (3, {"image": 1, "video": 1, "audio": 1})]
 TEXT = [(2, {}), (7, {})]
 FROZEN = dict.fromkeys(("vision", "hearing", "aligners", "llm"), "frozen")
+QLORA = {"lora": {"r": 2, "bits": 4}}
 muon = partial(MuonAdamW, lr=0.01, adamw_lr=0.01, weight_decay=0.01)
 plain = partial(adamw, lr=0.01, weight_decay=0.01)
 
@@ -86,6 +90,7 @@ def test_by_default_every_linear_layer_but_the_head_gets_an_adapter(model):
         FROZEN | {"aligners": "full"},
         FROZEN | {"llm": {"lora": {}}},
         {part: {"lora": {"r": 2}} for part in FROZEN},
+        dict.fromkeys(FROZEN, QLORA),
     ],
 )
 def test_all_that_is_trained_gets_a_gradient_and_nothing_else(model, make_batch, rows, settings):
@@ -97,15 +102,17 @@ def test_all_that_is_trained_gets_a_gradient_and_nothing_else(model, make_batch,
             assert parameter.grad.any() or name.endswith("attn.key.bias"), name
 
 
+@pytest.mark.parametrize("bits", [None, 4])
 @pytest.mark.parametrize("config", ["llama", "gpt2"])
-def test_merging_keeps_the_answers_and_leaves_no_trace(sizes, make_batch, config):
+def test_merging_keeps_the_answers_and_leaves_no_trace(sizes, make_batch, config, bits):
     if config == "gpt2":  # its linear layers hold their weights transposed
         sizes["llm"]["config"] = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4}
     model = Macaw.from_config(sizes).eval()
     names, batch = model.state_dict().keys(), make_batch(model, MIXED)
     before = model(batch).nll
-    adapt(model, {part: {"lora": {"r": 2}} for part in FROZEN})
-    torch.testing.assert_close(model(batch).nll, before)  # B = 0
+    adapt(model, {part: {"lora": {"r": 2, "bits": bits}} for part in FROZEN})
+    if bits is None:
+        torch.testing.assert_close(model(batch).nll, before)  # B = 0
     with_adapters = perturbed(model.eval())(batch).nll
     assert abs(with_adapters - before) > 0.1
     merge(model)
@@ -135,8 +142,59 @@ def test_merging_writes_into_the_weights_where_they_lie(model):
     }
 
 
-def test_a_merged_model_is_a_plain_folder_to_the_bit(model, make_batch, tmp_path):
-    adapt(model, {"llm": {"lora": {"r": 2}}, "vision": "frozen"})
+def test_in_4_bits_is_every_linear_layer_of_the_part_but_the_head(model):
+    before = copy.deepcopy(model)
+    adapt(model, FROZEN | {"llm": {"lora": {"r": 2, "targets": ["q_proj"], "bits": 4}}})
+    layers = {f"self_attn.{name}_proj" for name in "kvo"} | {f"mlp.{name}_proj" for name in ("gate", "up", "down")}
+    layers |= {"self_attn.q_proj.base_layer"}
+    inside = {f"llm.model.model.layers.{n}.{layer}" for n in range(2) for layer in layers}
+    assert layers_in_4_bits(model).keys() == inside
+    assert trained(model) == {name for name, _ in model.named_parameters() if "lora_" in name}
+    others = {name for name, _ in model.named_parameters() if "lora_" not in name}
+    assert others == {
+        name for name, _ in before.named_parameters() if not re.search(r"layers\.\d\.\w+\.\w+_proj", name)
+    }
+    assert all(torch.equal(model.get_parameter(name), before.get_parameter(name)) for name in others)
+
+
+def test_merged_weights_are_those_in_4_bits_and_the_product_and_never_in_4_bits_again(model):
+    adapt(model, {"llm": {"lora": {"r": 4, "alpha": 6, "targets": ["q_proj"], "bits": 4}}})
+    block = perturbed(model).llm.model.model.layers[1]
+    q, up = block.self_attn.q_proj, block.mlp.up_proj
+    product = 6 / 4 * q.lora_B["default"].weight @ q.lora_A["default"].weight
+    wanted, beside = q.base_layer.dequantised(torch.float32) + product, up.dequantised(torch.float32)
+    merge(model)
+    assert not layers_in_4_bits(model)
+    assert type(block.self_attn.q_proj) is type(block.mlp.up_proj) is torch.nn.Linear
+    torch.testing.assert_close(block.self_attn.q_proj.weight, wanted)
+    assert torch.equal(block.mlp.up_proj.weight, beside)
+
+
+def test_in_4_bits_a_model_generates_and_takes_packed_rows_as_ever(model, make_batch):
+    adapt(model, {"llm": QLORA})
+    perturbed(model).eval()
+    prompts, rows = make_batch(model, MIXED, "left"), make_batch(model, MIXED)
+    new = model.generate(prompts, max_new_tokens=4)
+    packed = model(make_batch(model, MIXED, row_length=64)).nll
+    torch.testing.assert_close(packed, model(rows).nll, rtol=1e-5, atol=0)  # float32 sums in another order
+    merge(model)
+    assert torch.equal(model.generate(prompts, max_new_tokens=4), new)
+
+
+def test_what_is_merged_has_the_precision_of_the_other_weights(model, make_batch):
+    """As under DeepSpeed, which makes the whole model 16-bit; within it layers compute in 16 bit."""
+    adapt(model, {"llm": QLORA})
+    batch, model = make_batch(model, MIXED), perturbed(model).eval().bfloat16()
+    with_adapters = model(batch).nll
+    merge(model)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    # bfloat16 has 8 bits; one more rounding, of W + B A, through two layers
+    torch.testing.assert_close(model(batch).nll, with_adapters, rtol=2e-2, atol=0)
+
+
+@pytest.mark.parametrize("lora", [{"r": 2}, {"r": 2, "bits": 4}])
+def test_a_merged_model_is_a_plain_folder_to_the_bit(model, make_batch, tmp_path, lora):
+    adapt(model, {"llm": {"lora": lora}, "vision": "frozen"})
     perturbed(model)
     with pytest.raises(ConfigError, match="merge them first"):
         model.save_pretrained(tmp_path / "model")
@@ -147,15 +205,18 @@ def test_a_merged_model_is_a_plain_folder_to_the_bit(model, make_batch, tmp_path
     state = model.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())
     batch = make_batch(model, MIXED)
-    assert torch.equal(again(batch).nll, model(batch).nll)
+    with torch.no_grad():  # torch's attention has another way where nothing in a layer is trained
+        assert torch.equal(again(batch).nll, model(batch).nll)
     assert not any(isinstance(module, PeftModel) for module in again.modules())
 
 
-def test_the_report_counts_what_is_trained(model):
+@pytest.mark.parametrize("bits", [None, 4])
+def test_the_report_counts_what_is_trained(model, bits):
     values = sum(parameter.numel() for parameter in model.llm.parameters())
-    adapt(model, FROZEN | {"aligners": "full", "llm": {"lora": {"r": 2, "targets": ["q_proj"]}}})
+    adapt(model, FROZEN | {"aligners": "full", "llm": {"lora": {"r": 2, "targets": ["q_proj"], "bits": bits}}})
     rows = {row.part: row for row in report(model)}
-    assert {part: row.mode for part, row in rows.items()} == FROZEN | {"aligners": "full", "llm": "lora"}
+    mode = "qlora, 4 bits" if bits else "lora"
+    assert {part: row.mode for part, row in rows.items()} == FROZEN | {"aligners": "full", "llm": mode}
     adapters = 2 * (2 * 32 + 32 * 2)  # two layers of rank 2 on a width of 32
     assert (rows["llm"].trained, rows["llm"].values) == (adapters, values + adapters)
     layer = "model.model.layers.*.self_attn.q_proj.lora_"
@@ -177,6 +238,10 @@ def test_the_report_counts_what_is_trained(model):
         ({"llm": {"lora": {"dropout": 2.0}}}, "dropout"),
         ({"llm": {"lora": {"targets": ["qproj"]}}}, r"targets=\['qproj'\]; the part has .*q_proj"),
         ({"llm": {"lora": {"targets": ["lm_head"]}}}, "no linear layer for LoRA"),
+        ({"llm": {"lora": {"bits": 8}}}, r"model.adapt.llm.lora.bits=8: expected 4, .* or null"),
+        ({"llm": {"lora": {"bits": 3}}}, "lora.bits=3: expected 4"),
+        ({"llm": {"lora": {"bits": "4"}}}, "bits.*expected"),
+        ({"llm": {"lora": {"bits": 4, "targets": ["lm_head"]}}}, "no linear layer for LoRA"),
         (FROZEN, "nothing is left to train"),
     ],
 )
@@ -212,6 +277,57 @@ def test_what_is_frozen_stays_to_the_bit_and_the_rest_moves(fit, optimizer):
     groups = module.trainer.optimizers[0].param_groups
     seen = {id(parameter) for group in groups for parameter in group["params"]}
     assert seen == {id(parameter) for parameter in module.model.parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("optimizer", [muon, plain])
+def test_bytes_stay_to_the_bit_while_adapters_move(fit, optimizer):
+    module, before = fit(optimizer, vision="frozen", hearing=QLORA, llm=QLORA)
+    start = before.state_dict()
+    moved = {name for name, tensor in module.model.state_dict().items() if not torch.equal(tensor, start[name])}
+    assert moved == trained(module.model)
+    assert len(layers_in_4_bits(module.model)) == 2 * 7 + 6
+
+
+def test_no_more_than_one_layer_has_memory_when_weights_become_4_bits(sizes, monkeypatch):
+    seen: list[int] = []
+
+    def watched(part, layers):
+        for layer in layers:
+            real = [name for name, p in part.named_parameters() if "lora_" not in name and not isinstance(p, Deferred)]
+            seen.append(len(real))
+            quantise(part, [layer])
+
+    quantise = adapting.quantise
+    monkeypatch.setattr(adapting, "quantise", watched)
+    torch.manual_seed(0)
+    module = MacawModule(sizes, plain, adapt=FROZEN | {"llm": QLORA})
+    module.configure_model()
+    assert seen == [0] * 14
+    assert not any(isinstance(parameter, Deferred) for parameter in module.model.parameters())
+    torch.manual_seed(0)
+    whole = Macaw.from_config(sizes)
+    adapt(whole, FROZEN | {"llm": QLORA})
+    state = whole.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in module.model.state_dict().items())
+
+
+def test_ddp_is_not_to_send_the_bytes_around(sizes):
+    module = MacawModule(sizes, plain, adapt={"llm": QLORA})
+    module.configure_model()
+    ignored: Any = module._ddp_params_and_buffers_to_ignore
+    own = {name for name, _ in module.named_buffers() if re.search(r"\.(codes|scales|statistics)$", name)}
+    assert set(ignored) == own
+    assert len(own) == 3 * 14
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, 4), (4, None)])
+def test_a_checkpoint_of_lora_is_not_gone_on_with_in_4_bits_nor_the_other_way_round(sizes, before, after):
+    made, other = (MacawModule(sizes, plain, adapt={"llm": {"lora": {"bits": bits}}}) for bits in (before, after))
+    checkpoint: dict[str, Any] = {}
+    made.on_save_checkpoint(checkpoint)
+    made.on_load_checkpoint(checkpoint)
+    with pytest.raises(ConfigError, match=f"model.adapt.llm.lora.bits was {before}, now is {after}"):
+        other.on_load_checkpoint(checkpoint)
 
 
 def test_a_frozen_part_has_no_dropout_while_the_others_train(fit):

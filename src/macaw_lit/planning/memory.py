@@ -11,6 +11,7 @@ from macaw_lit.planning.shadow import GRADIENTS, WEIGHTS
 from macaw_lit.planning.step import Step
 
 OPTIMIZER, COMMUNICATION, TEMPORARY = "optimizer states", "communication buffers", "the optimizer's temporaries"
+QUANTISED = "weights in 4 bits"
 _BUCKET = 200_000_000  # values; Lightning's reduce_bucket_size for DeepSpeed, of which overlap_comm makes two
 _LIVE = 1_000_000_000  # values; DeepSpeed's stage3_max_live_parameters
 _FP32 = 4
@@ -34,6 +35,7 @@ class Counts:
         states: that the optimizer keeps, two for each trained one with AdamW.
         largest: of the largest trained parameter.
         root, block: of what FSDP2 gathers for the whole of a pass, and of the largest thing gathered by itself.
+        quantised: bytes, and not values, of layers in 4 bits, which are no parameters.
     """
 
     all: int
@@ -42,6 +44,7 @@ class Counts:
     largest: int
     root: int
     block: int
+    quantised: int = 0
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,7 @@ def resident(layout: Layout, counts: Counts) -> dict[str, int]:
     state_size = _FP32 if layout.zero else size
     found = {
         WEIGHTS: counts.all * size,
+        QUANTISED: counts.quantised,  # never dealt out, cast or offloaded
         GRADIENTS: counts.trained * size,
         OPTIMIZER: masters * _FP32 + counts.states * state_size,
         COMMUNICATION: 0,

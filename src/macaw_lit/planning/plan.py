@@ -19,6 +19,7 @@ from macaw_lit.model import Macaw
 from macaw_lit.planning.memory import Counts, Layout, demand, layout_of, offloaded, resident
 from macaw_lit.planning.step import Row, Step, fullest_row, trace
 from macaw_lit.training.blocks import blocks_of, recompute
+from macaw_lit.training.nf4 import layers_in_4_bits
 
 GIB = 2**30
 _OPTIMIZERS = "macaw_lit.training.optim"
@@ -97,7 +98,7 @@ def make_plan(cfg: Mapping[str, Any]) -> Plan:
         part.eval()
     counts = _count(model, cfg["optim"])
     row = fullest_row(model.specs(), cfg["data"]["preprocessor"]["max_length"], **cfg["row"])
-    parts = {name: _sizes(part) for name, part in _parts(model).items()}
+    parts = {name: _with_4_bits(part) for name, part in _parts(model).items()}
     step = trace(model, row, batch_size, layout.dtype, layout.autocast)
     other = trace(model, row, 1 if batch_size > 1 else 2, layout.dtype, layout.autocast)
     reserve = int(cfg["reserve_gib"] * GIB) if layout.gpu else 0
@@ -125,7 +126,9 @@ def make_plan(cfg: Mapping[str, Any]) -> Plan:
         steps=steps,
         hours=None if steps is None else steps * flops / (peak * cfg["mfu"]) / 3600,
         assumption=f"{cfg['mfu']:.0%} of {cfg['peak_tflops']} TFLOP/s ({cfg['gpu']}), every row as full as this one",
-        checkpoint=counts.all * size + (masters if layout.zero else optimizer),
+        checkpoint=counts.all * size
+        + (masters if layout.zero else optimizer)
+        + counts.quantised * (layout.world if layout.strategy == "zero3" else 1),  # there in the file of each process
         checkpoints=int(kept.get("keep") or 0) + bool(kept),  # the oldest goes once the newest is written
         folder=base * size,
     )
@@ -184,11 +187,18 @@ def _sizes(part: nn.Module) -> tuple[int, int]:
     return sum(size for size, trained in values if trained), sum(size for size, _ in values)
 
 
+def _with_4_bits(part: nn.Module) -> tuple[int, int]:
+    """Values trained, and values in all, whether they are parameters or not."""
+    trained, everything = _sizes(part)
+    return trained, everything + sum(layer.values for layer in layers_in_4_bits(part).values())
+
+
 def _count(model: Macaw, optim: Mapping[str, Any]) -> Counts:
     trained, everything = _sizes(model)
     alone = [_sizes(unit)[1] for unit in (*blocks_of(model.llm), *model.encoders.values())]
     largest = max(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return Counts(everything, trained, _states(model, optim), largest, everything - sum(alone), max(alone))
+    quantised = sum(buffer.nbytes for layer in layers_in_4_bits(model).values() for buffer in layer.buffers())
+    return Counts(everything, trained, _states(model, optim), largest, everything - sum(alone), max(alone), quantised)
 
 
 def _states(model: Macaw, optim: Mapping[str, Any]) -> int:

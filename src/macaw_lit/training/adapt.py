@@ -14,8 +14,9 @@ from torch import nn
 
 from macaw_lit.errors import ConfigError, in_one_line
 from macaw_lit.model import Macaw
+from macaw_lit.training.nf4 import layers_in_4_bits, quantise, restore_weights
 
-_MODES = "expected full, frozen, or lora with any of r, alpha, dropout, targets, such as {lora: {r: 8}}"
+_MODES = "expected full, frozen, or lora with any of r, alpha, dropout, targets, bits, such as {lora: {r: 8}}"
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,15 @@ class Lora:
     Attributes:
         targets: ends of the names of the linear layers that get one, such as `q_proj`; None takes all of the part but a
             language model's output head. Linear layers within torch's own attention, as CLIP has, are none.
+        bits: 4 keeps all linear layers of the part but the output head in NF4, targets or not (QLoRA, Dettmers et al.,
+            2023); None as they are.
     """
 
     r: int = 8
     alpha: int | float = 16
     dropout: int | float = 0.0
     targets: Sequence[str] | None = None
+    bits: int | None = None
 
 
 class PartReport(NamedTuple):
@@ -69,8 +73,18 @@ def adapt(model: Macaw, settings: Mapping[str, Any]) -> list[nn.Module]:
     return frozen
 
 
+def in_4_bits(settings: Mapping[str, Any]) -> bool:
+    """Whether `adapt` will keep layers of any part in 4 bits."""
+    loras = [mode.get("lora") for mode in settings.values() if isinstance(mode, Mapping)]
+    return any(isinstance(lora, Mapping) and lora.get("bits") is not None for lora in loras)
+
+
 def merge(model: nn.Module) -> None:
-    """Add each adapter's product to the weight that it stands beside, and take the adapters away."""
+    """Add each adapter's product to the weight that it stands beside, and take the adapters away.
+
+    Layers in 4 bits become plain ones first, in the precision of the model's other weights, and stay so.
+    """
+    restore_weights(model, next(model.parameters()).dtype)
     for name, layer in list(model.named_modules()):
         if isinstance(layer, BaseTunerLayer):
             layer.merge()  # in place: a safe merge leaves a copy in memory of what may be mapped from a file
@@ -84,13 +98,14 @@ def report(model: Macaw) -> list[PartReport]:
     for part, module in model.parts().items():
         parameters = dict(module.named_parameters())
         trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+        quantised = layers_in_4_bits(module)
         lora = any("lora_" in name for name in parameters)
         rows.append(
             PartReport(
                 part,
-                "lora" if lora else "full" if trained else "frozen",
-                sum(parameter.numel() for parameter in trained.values()),
-                sum(parameter.numel() for parameter in parameters.values()),
+                "qlora, 4 bits" if quantised else "lora" if lora else "full" if trained else "frozen",
+                sum(map(_length, trained.values())),
+                sum(map(_length, parameters.values())) + sum(layer.values for layer in quantised.values()),
                 list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in trained)),
             )
         )
@@ -113,7 +128,7 @@ class PrintTrained(Callback):
         console = Console()
         console.print(table)
         for row in rows:
-            if row.mode == "lora":
+            if "lora" in row.mode:
                 console.print(f"{row.part}: {', '.join(row.names)}", highlight=False, markup=False)
 
 
@@ -122,6 +137,10 @@ def _add_lora(name: str, part: nn.Module, fields: Mapping[str, Any]) -> None:
         lora = Lora(**fields)
     except TypeError as error:
         raise ConfigError(f"model.adapt.{name}={{lora: {dict(fields)}}} ({in_one_line(error)}): {_MODES}") from error
+    if lora.bits is not None and not (isinstance(lora.bits, int) and lora.bits == 4):
+        raise ConfigError(
+            f"model.adapt.{name}.lora.bits={lora.bits}: expected 4, the number, for weights at rest in NF4, or null"
+        )
     linear = _linear_layers(part)
     chosen = [
         layer
@@ -131,6 +150,7 @@ def _add_lora(name: str, part: nn.Module, fields: Mapping[str, Any]) -> None:
     if not chosen:
         known = ", ".join(sorted({layer.rpartition(".")[2] for layer in linear})) or "none"
         raise ConfigError(f"model.adapt.{name}: no linear layer for LoRA; targets={lora.targets}; the part has {known}")
+    at_rest = [part.get_submodule(layer) for layer in linear] if lora.bits else []
     transposed = any(type(part.get_submodule(layer)).__name__ == "Conv1D" for layer in chosen)
     try:
         config = LoraConfig(
@@ -143,6 +163,12 @@ def _add_lora(name: str, part: nn.Module, fields: Mapping[str, Any]) -> None:
         inject_adapter_in_model(config, part)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"model.adapt.{name}={{lora: {dict(fields)}}} ({in_one_line(error)}): {_MODES}") from error
+    quantise(part, at_rest)  # last: peft asks the layers of which type they are
+
+
+def _length(parameter: nn.Parameter) -> int:
+    """How many values a parameter has in all processes."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))  # ZeRO-3 leaves an empty one
 
 
 def _linear_layers(part: nn.Module) -> list[str]:

@@ -13,27 +13,36 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from macaw_lit.deferred import deferring
+from macaw_lit.deferred import Deferred, deferring
 from macaw_lit.errors import ConfigError, in_one_line
 from macaw_lit.model import Macaw
 from macaw_lit.training.blocks import blocks_of
-from macaw_lit.training.strategies import FSDP2, ZeRO, from_all_processes
+from macaw_lit.training.nf4 import layers_in_4_bits, share
+from macaw_lit.training.strategies import FSDP2, ZeRO, from_all_processes, place
 
 _PREFIX = ".whole."
 
 
 @contextmanager
-def building(strategy: Strategy | None) -> Iterator[bool]:
+def building(strategy: Strategy | None, quantised: bool = False) -> Iterator[bool]:
     """Where weights are dealt out, let the first process alone learn how they are to be drawn and read.
 
     It remembers that, and has no memory for parameters that are made within either; in the others they are on the
     meta device. `prepare` deals them out. What goes wrong in one process is raised in all, which would wait otherwise.
 
+    Args:
+        quantised: most weights will be in 4 bits, so that each process remembers where weights are not dealt out, and
+            `fill` gives memory to what is left.
+
     Yields:
         whether this process is to load weights.
     """
     if not deals_out_weights(strategy):
-        yield True
+        if quantised:
+            with torch.device("cpu"), deferring():  # a strategy may have chosen a GPU
+                yield True
+        else:
+            yield True
         return
     assert strategy is not None
     failure: Exception | None = None
@@ -55,13 +64,21 @@ def deals_out_weights(strategy: Strategy | None) -> bool:
     return isinstance(strategy, FSDP2) or (isinstance(strategy, ZeRO) and bool(strategy.zero_stage_3))
 
 
+def fill(model: nn.Module) -> None:
+    """Give memory to parameters that were made without, one by one."""
+    if any(isinstance(parameter, Deferred) for parameter in model.parameters()):
+        place(model, torch.device("cpu"))
+
+
 def prepare(strategy: Strategy, model: Macaw) -> None:
     """Make a newly built model fit for a strategy that shards it; any other is left as it is.
 
     Weights get their values and are dealt out group by group, so that no process ever holds more than its share and
     one group. A group is a block of the language model, experts and all, an encoder, or all else: aligners read the
-    embedding table, so both stay together.
+    embedding table, so both stay together. What is in 4 bits is not dealt out: each process has all of it.
     """
+    if layers_in_4_bits(model):
+        share(model, strategy.root_device)
     if isinstance(strategy, ZeRO | FSDP2):
         for module in model.modules():
             for name, parameter in module._parameters.items():

@@ -10,15 +10,17 @@ from accelerate import init_empty_weights
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from macaw_lit.errors import ConfigError, TrainingError
 from macaw_lit.model import Macaw
-from macaw_lit.training.adapt import adapt
+from macaw_lit.training.adapt import adapt, in_4_bits
 from macaw_lit.training.blocks import compile_blocks, recompute, restore
 from macaw_lit.training.checkpoint_files import require_same
-from macaw_lit.training.dealing import building, deals_out_weights, prepare, tie, tied, whole_state
+from macaw_lit.training.dealing import building, deals_out_weights, fill, prepare, tie, tied, whole_state
 from macaw_lit.training.finite import explain_loss, loss_scale
+from macaw_lit.training.nf4 import layers_in_4_bits
 from macaw_lit.training.optim import cosine_with_warmup
 from macaw_lit.training.strategies import check_compiled, check_optimizer, check_strategy, from_all_processes
 from macaw_lit.types import Batch, Output
@@ -75,16 +77,22 @@ class MacawModule(LightningModule):
             if strategy is not None:
                 check_strategy(strategy)
             check_compiled(strategy, self.compiled)
-            with building(strategy) as with_weights:
+            with building(strategy, in_4_bits(self.adapt)) as with_weights:
                 model = Macaw.from_config(self.config)
                 if with_weights:
                     model.load_pretrained(self.pretrained)
                 self._frozen = adapt(model, self.adapt)
                 compile_blocks(model, self.compiled)
                 recompute(model, self.checkpointing)
+            if not deals_out_weights(strategy):
+                fill(model)
             if strategy is not None:
                 prepare(strategy, model)
             self._model = model
+            # DDP would send them from the first process to the others in every forward pass.
+            layers = layers_in_4_bits(self).items()
+            constant = [f"{name}.{buffer}" for name, layer in layers for buffer, _ in layer.named_buffers()]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, constant)
 
     def train(self, mode: bool = True) -> "MacawModule":
         """As ever, but a frozen part has nothing to learn from noise: no dropout there."""
