@@ -5,17 +5,18 @@ import os
 import re
 import signal
 import time
+from contextlib import suppress
 from functools import partial
 from multiprocessing import current_process
 from threading import Thread
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
-from macaw_lit.arguments import check
+from macaw_lit.arguments import check, nearest
 from macaw_lit.data.datamodule import MacawDataModule
 from macaw_lit.errors import ConfigError
 from macaw_lit.model import Macaw
@@ -65,6 +66,30 @@ def check_settings(cfg: DictConfig) -> None:
         isinstance(trainer["devices"], list) or re.fullmatch(r"auto|-1|0*[1-9]\d*|\d+(,\d+)+", str(trainer["devices"]))
     ):
         raise ConfigError(f"trainer.devices={trainer['devices']}: expected how many, such as 1, -1 for all, or a list")
+
+
+def check_metric(cfg: DictConfig, searching: bool) -> None:
+    """Refuse an `optimized_metric` that no part of the run measures.
+
+    Args:
+        searching: whether a search goes by it, for which held-out rows are needed.
+
+    Raises:
+        ConfigError: nothing measures it.
+    """
+    name, known = str(cfg.optimized_metric), ["train/loss", "val/loss", "steps", "seconds"]
+    if cfg.get("evaluation"):
+        known += [f"modality_use/{each}" for each in ("accuracy", "passed", "gating_types")]
+    for callback in (cfg.get("callbacks") or {}).values():
+        with suppress(ImportError, AttributeError, ValueError):  # no such target: the builder says so
+            known += [f"{prefix}…" for prefix in [getattr(get_object(callback["_target_"]), "figures", None)] if prefix]
+    if not any(name == each or (each[-1] == "…" and name.startswith(each[:-1])) for each in known):
+        like = nearest(name, known)
+        hint = f"did you mean {like}? " if like else ""
+        raise ConfigError(f"optimized_metric={name}: nothing measures it; {hint}there will be {', '.join(known)}")
+    if name == "val/loss" and searching and not (cfg.data.get("heldout") and cfg.trainer.limit_val_batches):
+        wanted = "add rows to data.heldout, let trainer.limit_val_batches be above 0, or choose another figure"
+        raise ConfigError(f"optimized_metric=val/loss: nothing is held out to measure it by; {wanted}")
 
 
 def set_up(cfg: DictConfig) -> None:

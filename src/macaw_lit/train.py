@@ -9,7 +9,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,13 +66,13 @@ def main(cfg: DictConfig) -> float | None:
 
 def _train(cfg: DictConfig, folder: Path) -> float | None:
     # Heavy imports wait until the configuration is known to be sound.
-    from macaw_lit.build import attach, build_data, build_module, build_trainer, check_settings, set_up
+    from macaw_lit.build import attach, build_data, build_module, build_trainer, check_metric, check_settings, set_up
     from macaw_lit.training.checkpoints import Checkpoints
 
     begun = time.monotonic()
     check_settings(cfg)
     _check(cfg, folder / "checkpoints")
-    _check_metric(cfg)
+    check_metric(cfg, in_search())
     print_config(cfg, folder)
     ckpt_path = _start(cfg, folder / "checkpoints")
     for message in NOISE:
@@ -171,27 +171,6 @@ def _check(cfg: DictConfig, folder: Path) -> None:
             value = cfg.evaluation[name]
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"evaluation.{name}={value}; expected a whole number of at least 1")
-
-
-def _check_metric(cfg: DictConfig) -> None:
-    """Refuse an `optimized_metric` that no part of the run measures."""
-    from hydra.utils import get_object
-
-    from macaw_lit.arguments import nearest
-
-    name, known = str(cfg.optimized_metric), ["train/loss", "val/loss", "steps", "seconds"]
-    if cfg.get("evaluation"):
-        known += [f"modality_use/{each}" for each in ("accuracy", "passed", "gating_types")]
-    for callback in (cfg.get("callbacks") or {}).values():
-        with suppress(ImportError, AttributeError, ValueError):  # no such target: the builder says so
-            known += [f"{prefix}…" for prefix in [getattr(get_object(callback["_target_"]), "figures", None)] if prefix]
-    if not any(name == each or (each[-1] == "…" and name.startswith(each[:-1])) for each in known):
-        like = nearest(name, known)
-        hint = f"did you mean {like}? " if like else ""
-        raise ConfigError(f"optimized_metric={name}: nothing measures it; {hint}there will be {', '.join(known)}")
-    if name == "val/loss" and in_search() and not (cfg.data.get("heldout") and cfg.trainer.limit_val_batches):
-        wanted = "add rows to data.heldout, let trainer.limit_val_batches be above 0, or choose another figure"
-        raise ConfigError(f"optimized_metric=val/loss: nothing is held out to measure it by; {wanted}")
 
 
 def _start(cfg: DictConfig, folder: Path) -> str | None:
