@@ -4,12 +4,11 @@ import csv
 import json
 import os
 import shutil
-import sys
 import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,16 @@ from rich.table import Table
 
 from macaw_lit import record
 from macaw_lit.cli import command, first_process, job_overrides, print_config, run_folder
-from macaw_lit.errors import NO_ROOM, ConfigError, DataError, MacawError, SampleError, in_one_line, system_error
+from macaw_lit.errors import (
+    NO_ROOM,
+    ConfigError,
+    DataError,
+    MacawError,
+    SampleError,
+    TrainingError,
+    in_one_line,
+    system_error,
+)
 from macaw_lit.training import signals  # the module: launchers copy `main` to their jobs with the objects it names
 
 if TYPE_CHECKING:
@@ -50,13 +58,15 @@ def main(cfg: DictConfig) -> float | None:
     Returns:
         what `optimized_metric` names, in the first process, if it was measured.
     """
-    signals.stop_signals.heed()
+    if (cfg.trainer.devices, cfg.trainer.num_nodes) == (1, 1):  # several would wait for one that has been ended
+        signals.stop_signals.heed()
     try:
-        with _room_on_disk(run_folder()):
+        with _room_on_disk(run_folder()), record.one_run(run_folder()) if first_process() else nullcontext():
             return _train(cfg, run_folder())
     except signals.Stopped as stop:
         _say(f"{stop}; go on with the same words and ckpt_path=auto paths.run_dir={run_folder()}")
-        signals.stop_signals.pass_on()
+        if stop.answer is not None:
+            stop.answer()
         raise SystemExit(0) from None  # of a sweep too, whose next job must not begin
     finally:
         signals.stop_signals.leave()
@@ -86,6 +96,7 @@ def _train(cfg: DictConfig, folder: Path) -> float | None:
         _print_reading(datamodule)
     report = None
     _fit(trainer, module, datamodule, ckpt_path)
+    signals.stop_signals.heed()
     signals.stop_signals.obey()
     if trainer.is_global_zero and not cfg.trainer.fast_dev_run:
         report = _keep(cfg, folder, module.trained, datamodule)
@@ -205,6 +216,7 @@ def _room_on_disk(folder: Path) -> Iterator[None]:
 def _fit(trainer: "Trainer", module: "MacawModule", datamodule: "MacawDataModule", ckpt_path: str | None) -> None:
     """Train; what fails before the first step is a setting or a checkpoint, for which Lightning has no class."""
     from lightning.pytorch.callbacks import LambdaCallback
+    from torch.distributed import DistError
 
     started: list[bool] = []
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # assigned by a connector
@@ -214,6 +226,11 @@ def _fit(trainer: "Trainer", module: "MacawModule", datamodule: "MacawDataModule
     except MacawError:
         raise
     except Exception as error:
+        if isinstance(error, DistError) or "gloo/transport" in str(error):
+            raise TrainingError(
+                f"another process of this run has ended or does not answer ({in_one_line(error)}): its last line says "
+                "why; go on with ckpt_path=auto"
+            ) from error
         if started or system_error(error) in NO_ROOM:
             raise
         why = in_one_line(error) if isinstance(error, ValueError) else type(error).__name__
@@ -276,6 +293,4 @@ def _measure(answerer: "Answerer", datamodule: "MacawDataModule", folder: Path, 
 
 
 if __name__ == "__main__":
-    if not {"-m", "--multirun"} & {*sys.argv}:  # a sweep's own process has nothing to save
-        signals.stop_signals.heed()
     main()
