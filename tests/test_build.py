@@ -179,6 +179,18 @@ def test_a_rank_watches_what_started_it_and_a_run_does_not(cfg, monkeypatch, nam
     assert os.environ["MACAW_LIT_STARTER"] == str(os.getpid()), "for those that it starts"
 
 
+@pytest.mark.usefixtures("restored")
+def test_a_rank_of_lightning_s_that_was_orphaned_before_it_could_watch_knows_its_starter(cfg, monkeypatch):
+    for name, value in {"MACAW_LIT_STARTER": "4194304", "LOCAL_RANK": "1"}.items():  # more than any process has
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    started: list[Any] = []
+    thread = lambda **settings: SimpleNamespace(start=lambda: started.append(settings["args"]))  # noqa: E731
+    monkeypatch.setattr(build, "Thread", thread)
+    set_up(cfg())
+    assert started == [(4194304,)]
+
+
 @pytest.mark.parametrize("stubborn", [False, True])
 def test_a_process_ends_after_the_one_that_started_it(monkeypatch, stubborn):
     """Of two forked ones the second would sleep for ever, and holds a pipe as long as it lives."""

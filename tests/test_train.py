@@ -17,10 +17,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
+from macaw_lit import record
 from macaw_lit.cli import conf_dir
-from macaw_lit.errors import ConfigError
+from macaw_lit.errors import ConfigError, TrainingError
 from macaw_lit.inference import load_answerer
-from macaw_lit.train import _room_on_disk, main
+from macaw_lit.train import _fit, _room_on_disk, main
 
 HEAVY = "torch transformers lightning numpy librosa decord av matplotlib open_clip whisper".split()
 SOURCES = list(OmegaConf.load(conf_dir() / "data" / "demo.yaml").train)
@@ -41,7 +42,7 @@ def test_the_last_line_is_the_folder_that_holds_all_of_the_run(tiny_run):
     found = {path.name for path in tiny_run.folder.iterdir()}
     pictures = {"loss.png", "accuracy.png", "gallery.png"}
     records = {"config.yaml", "metrics.csv", "metrics.json", "ledger.json", "modality_use.json"}
-    assert found == {"model", "checkpoints", "gallery", "gallery.html", ".hydra", *pictures, *records}
+    assert found == {"model", "checkpoints", "gallery", "gallery.html", ".hydra", ".lock", *pictures, *records}
     for name in pictures:
         with Image.open(tiny_run.folder / name) as picture:
             assert min(picture.size) > 200, name
@@ -417,3 +418,43 @@ def test_a_run_folder_that_cannot_be_is_one_line(call, tmp_path):
     code, _, err = call(main, tmp_path, "experiment=demo", f"paths.run_dir={tmp_path}/file/below")
     assert (code, err.count("\n")) == (1, 1)
     assert err.startswith(f"error: {tmp_path}/file/below: cannot be written (Not a directory); make room there, or ")
+
+
+class Fails:
+    """Stands for a Trainer that cannot go on."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.callbacks: list[Any] = []
+
+    def fit(self, *arguments: Any, **settings: Any) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Connection closed by peer"),
+        torch.distributed.DistBackendError("NCCL watchdog: a collective operation has timed out"),
+    ],
+)
+def test_the_end_of_another_process_is_one_line(error):
+    with pytest.raises(TrainingError, match=r"^another process of this run has ended or does not answer \(.*\): its"):
+        _fit(Fails(error), None, None, "last.ckpt")
+    with pytest.raises(ConfigError, match=r"last.ckpt cannot be continued \(RuntimeError\): it is a file"):
+        _fit(Fails(RuntimeError("shapes differ")), None, None, "last.ckpt")
+
+
+def test_two_runs_do_not_share_a_folder(call, tmp_path):
+    hold = "import sys, pathlib; from macaw_lit.record import one_run\n"
+    hold += "with one_run(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    words = [sys.executable, "-c", hold, str(tmp_path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        code, _, err = call(main, tmp_path, "experiment=demo", f"paths.run_dir={tmp_path}")
+        other.kill()
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith(f"error: {tmp_path}: another run is under way in this folder; wait for its end, or choose")
+    with record.one_run(tmp_path):
+        pass  # a killed run is no run

@@ -94,9 +94,12 @@ def check_metric(cfg: DictConfig, searching: bool) -> None:
 
 def set_up(cfg: DictConfig) -> None:
     """Seed every generator of this process and its workers, bound its threads, let Lightning speak of faults only."""
-    rank = os.environ.get(_STARTER) == str(os.getppid()) or "TORCHELASTIC_RUN_ID" in os.environ
+    starter = os.getppid()
+    rank = os.environ.get(_STARTER) == str(starter) or "TORCHELASTIC_RUN_ID" in os.environ
+    if not rank and _STARTER in os.environ and int(os.environ.get("LOCAL_RANK", 0)):  # of Lightning's, orphaned by now
+        rank, starter = True, int(os.environ[_STARTER])
     if rank or current_process().name != "MainProcess":  # the last is a job of joblib; a shell may end before its run
-        Thread(target=_end_with_starter, args=(os.getppid(),), daemon=True).start()
+        Thread(target=_end_with_starter, args=(starter,), daemon=True).start()
     os.environ[_STARTER] = str(os.getpid())
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

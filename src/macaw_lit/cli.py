@@ -6,13 +6,12 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
-from filelock import FileLock, Timeout
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -108,30 +107,12 @@ def command(
 def _job(main: Main, cfg: DictConfig, explained: Callable[[Exception], str | None]) -> Any:
     """Run one job of a sweep, unless it is done already; if it fails the others go on, which is answered at the end."""
     folder, words, number = run_folder(), job_overrides(), HydraConfig.get().job.num
-    with _alone(folder, number):
+    waiting = f"job {number} runs in another process: waiting for it"  # of a second sweep, or left by a killed one
+    with record.one_run(folder, waiting) if first_process() else nullcontext():
         if finished := record.done(folder, words):
             print(f"job {number} is done: {folder}", flush=True)
             return finished.get("value")
         return _run_job(main, cfg, explained)
-
-
-@contextmanager
-def _alone(folder: Path, number: int) -> Iterator[None]:
-    """Wait while the same job runs in another process, of a second sweep or one that a killed sweep has left."""
-    if not first_process():
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"job {number} runs in another process: waiting for it", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _run_job(main: Main, cfg: DictConfig, explained: Callable[[Exception], str | None]) -> Any:

@@ -55,7 +55,7 @@ def unwritable(path: Path, error: OSError) -> DataError:
     return DataError(f"{path}: cannot be written ({reason}); make room or choose another place, and run again to go on")
 
 
-def in_one_line(error: Exception) -> str:
+def in_one_line(error: BaseException) -> str:
     """What another library has to say, short enough to be quoted in a message of ours."""
     return " ".join(str(error).split())[:160] or type(error).__name__
 

@@ -1,8 +1,11 @@
-"""What a run says of itself when it has ended, `metrics.json`: how it went, by which settings and which code."""
+"""What a run says of itself: that it is under way, and, in `metrics.json`, how it went, by which settings and code."""
 
+import errno
+import fcntl
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,33 @@ class JobError(MacawError):
         more = f" ({others} more failed)" if others > 0 else ""
         again = f"the same command with hydra.sweep.dir={self.folder.parent} runs it again, and no job that is done"
         return f"{self.message}{more}; {again}"
+
+
+@contextmanager
+def one_run(folder: Path, waiting: str | None = None) -> Iterator[None]:
+    """Keep other runs out of `folder` until the block ends or the process does, in whatever way.
+
+    By a POSIX lock, which children do not inherit: data workers outlive a killed run by seconds. Where a file system
+    has no locks, nobody is kept out.
+
+    Args:
+        waiting: what to print while another run is waited for; None refuses instead.
+
+    Raises:
+        ConfigError: another run is under way there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                if waiting is None:
+                    remedy = "wait for its end, or choose another paths.run_dir"
+                    raise ConfigError(f"{folder}: another run is under way in this folder; {remedy}") from error
+                print(waiting, flush=True)
+                fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
 
 
 def write(folder: Path, status: str, overrides: Sequence[str], **content: Any) -> None:

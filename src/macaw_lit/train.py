@@ -4,12 +4,11 @@ import json
 import math
 import os
 import shutil
-import sys
 import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,16 @@ from rich.table import Table
 
 from macaw_lit import record
 from macaw_lit.cli import command, first_process, in_search, in_sweep, job_overrides, print_config, run_folder
-from macaw_lit.errors import NO_ROOM, ConfigError, DataError, MacawError, SampleError, in_one_line, system_error
+from macaw_lit.errors import (
+    NO_ROOM,
+    ConfigError,
+    DataError,
+    MacawError,
+    SampleError,
+    TrainingError,
+    in_one_line,
+    system_error,
+)
 from macaw_lit.training import signals  # the module: launchers copy `main` to their jobs with the objects it names
 
 if TYPE_CHECKING:
@@ -50,15 +58,18 @@ def main(cfg: DictConfig) -> float | None:
     Returns:
         what `optimized_metric` names, in the first process, if it was measured.
     """
-    signals.stop_signals.heed()
+    if (cfg.trainer.devices, cfg.trainer.num_nodes) == (1, 1):  # several would wait for one that has been ended
+        signals.stop_signals.heed()
     try:
-        with _room_on_disk(run_folder()):
+        alone = first_process() and not in_sweep()  # a sweep sees to it itself
+        with _room_on_disk(run_folder()), record.one_run(run_folder()) if alone else nullcontext():
             return _train(cfg, run_folder())
     except signals.Stopped as stop:
         folder = run_folder()
         again = f"hydra.sweep.dir={folder.parent}" if in_sweep() else f"ckpt_path=auto paths.run_dir={folder}"
         _say(f"{stop}; go on with the same words and {again}")
-        signals.stop_signals.pass_on()
+        if stop.answer is not None:
+            stop.answer()
         raise SystemExit(0) from None  # of a sweep too, whose next job must not begin
     finally:
         signals.stop_signals.leave()
@@ -92,6 +103,7 @@ def _train(cfg: DictConfig, folder: Path) -> float | None:
     for logger in trainer.loggers:
         logger.log_hyperparams(settings)
     _fit(trainer, module, datamodule, ckpt_path)
+    signals.stop_signals.heed()
     signals.stop_signals.obey()
     if trainer.is_global_zero and not cfg.trainer.fast_dev_run:
         report = _keep(cfg, folder, module.trained, datamodule)
@@ -211,6 +223,7 @@ def _room_on_disk(folder: Path) -> Iterator[None]:
 def _fit(trainer: "Trainer", module: "MacawModule", datamodule: "MacawDataModule", ckpt_path: str | None) -> None:
     """Train; what fails before the first step is a setting or a checkpoint, for which Lightning has no class."""
     from lightning.pytorch.callbacks import LambdaCallback
+    from torch.distributed import DistError
     from torch.distributed.checkpoint.api import CheckpointException
 
     started: list[bool] = []
@@ -221,6 +234,11 @@ def _fit(trainer: "Trainer", module: "MacawModule", datamodule: "MacawDataModule
     except MacawError:
         raise
     except (Exception, CheckpointException) as error:  # the last, FSDP2's, is no Exception
+        if isinstance(error, DistError) or "gloo/transport" in str(error):
+            raise TrainingError(
+                f"another process of this run has ended or does not answer ({in_one_line(error)}): its last line says "
+                "why; go on with ckpt_path=auto"
+            ) from error
         if started or system_error(error) in NO_ROOM:
             raise
         why = in_one_line(error) if isinstance(error, ValueError) else type(error).__name__
@@ -283,6 +301,4 @@ def _measure(answerer: "Answerer", datamodule: "MacawDataModule", folder: Path, 
 
 
 if __name__ == "__main__":
-    if not {"-m", "--multirun"} & {*sys.argv}:  # a sweep's own process has nothing to save
-        signals.stop_signals.heed()
     main()

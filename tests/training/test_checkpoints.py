@@ -1,6 +1,7 @@
 """Checkpoints: when they are written, what they bring back, and what is done about torn ones."""
 
 import csv
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -170,6 +171,18 @@ def test_the_newest_whole_one_is_found(tmp_path, shape):
     prune(tmp_path, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "step0000003.ckpt", "step0000011.ckpt"]
     assert (tmp_path / "last.ckpt").resolve() == tmp_path / "step0000003.ckpt"
+
+
+@pytest.mark.parametrize("shape", ["file", "folder"])
+def test_the_last_one_is_the_newest_though_the_clock_was_set_back(tmp_path, shape):
+    for step in (1, 2):
+        os.utime(write(tmp_path, step, shape), (9e9, 9e9))
+    for step in (3, 4):
+        path = write(tmp_path, step, shape)
+        assert newest(tmp_path) == (path, [])
+        prune(tmp_path, 2)
+        assert (tmp_path / "last.ckpt").resolve() == path
+        assert path.exists()
 
 
 @pytest.mark.parametrize("place", [0.1, 0.5, 0.9])

@@ -72,7 +72,10 @@ def test_a_launcher_s_own_answer_follows(stops, monkeypatch):
         stops.heed()
         os.kill(os.getpid(), signal.SIGUSR2)
         assert (stops.asked, told) == (signal.SIGUSR2, [])
-        stops.pass_on()
+        with pytest.raises(Stopped, match="stopped by SIGUSR2") as stopped:
+            stops.obey()
+        stops.leave()
+        stopped.value.answer()
         assert told == [signal.SIGUSR2]
     finally:
         stops.leave()

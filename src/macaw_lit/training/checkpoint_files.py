@@ -18,12 +18,16 @@ def settle(part: Path, path: Path) -> None:
     """Give a checkpoint that was written aside, a file or a folder, its name, once all of it is on the disk.
 
     Whatever bears the name afterwards is whole: a rename within a folder happens or does not (POSIX `rename`), and
-    is durable once the folder is synchronised. `last.ckpt` beside it then points to it.
+    is durable once the folder is synchronised. `last.ckpt` beside it then points to it. It is the newest there by its
+    time too, whatever the clock says.
     """
     if part.is_dir():
         files = sorted(file for file in part.rglob("*") if file.is_file())
         sizes = {str(file.relative_to(part)): file.stat().st_size for file in files}
         (part / SIZES).write_text(json.dumps(sizes, indent=1), encoding="utf-8")
+    latest = max((each.stat().st_mtime_ns for each in checkpoints(path.parent)), default=0)
+    if part.stat().st_mtime_ns <= latest:  # a clock was set back
+        os.utime(part, ns=(latest + 1, latest + 1))
     for place in [part, *part.rglob("*")]:
         _synchronise(place)
     if path.is_dir():  # a damaged one of the same step; a folder cannot be renamed onto it

@@ -95,7 +95,6 @@ class Checkpoints(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Lightning's answers to signals would talk to other processes amidst a step, and requeue jobs of SLURM.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-        self._heeding = stop_signals.heed()
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = InPlace()
 
@@ -114,6 +113,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_at = time.monotonic()
+        self._heeding = stop_signals.heed()
         if self._loaded is not None and Path(str(trainer.ckpt_path)).resolve().parent == self.folder.resolve():
             for logger in _metrics_files(trainer):
                 logger.go_on(self._loaded["metrics_rows"])
@@ -140,7 +140,7 @@ class Checkpoints(Checkpoint):
             self._save(trainer, between_steps=True)
         if agreed == STOP:
             name = stop_signals.asked.name if stop_signals.asked else "a signal to another process"
-            raise Stopped(f"stopped by {name} after step {trainer.global_step}")
+            raise Stopped(f"stopped by {name} after step {trainer.global_step}", stop_signals.answer())
 
     def on_train_end(self, trainer: Any, pl_module: LightningModule) -> None:
         if trainer.global_step > self._saved_step and not trainer.fast_dev_run:

@@ -3,6 +3,8 @@
 import signal
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -10,7 +12,15 @@ ONE_WISH = 1.0  # seconds; `timeout`, for one, sends its signal to the process a
 
 
 class Stopped(BaseException):  # no Exception: whoever handles errors on the way is not to take it for one
-    """A signal ended a run after all was saved that was to be kept."""
+    """A signal ended a run after all was saved that was to be kept.
+
+    Args:
+        answer: what whoever handled the signal before does about it, such as submitit, which requeues its job.
+    """
+
+    def __init__(self, message: str, answer: Callable[[], object] | None = None) -> None:
+        super().__init__(message)
+        self.answer = answer
 
 
 class StopSignals:
@@ -43,7 +53,7 @@ class StopSignals:
         """Raise `Stopped` for a signal that has come, or when one comes."""
         self._raising = True
         if self.asked is not None:
-            raise Stopped(f"stopped by {self.asked.name}")
+            raise Stopped(f"stopped by {self.asked.name}", self.answer())
 
     def leave(self) -> None:
         """Let everything be as it was before `heed`."""
@@ -51,11 +61,10 @@ class StopSignals:
             signal.signal(number, handler)
         self._before, self.asked = {}, None
 
-    def pass_on(self) -> None:
-        """Let whoever answered the signal before `heed` answer it now: submitit puts its job back into the queue."""
+    def answer(self) -> Callable[[], object] | None:
+        """What the signal that has come was answered with before `heed`, if it was."""
         handler = self._before.get(self.asked) if self.asked is not None else None
-        if callable(handler):
-            handler(self.asked, None)
+        return partial(handler, self.asked, None) if callable(handler) else None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -65,7 +74,7 @@ class StopSignals:
         if self.asked != number:
             self.asked, self._at = signal.Signals(number), now
         if self._raising:
-            raise Stopped(f"stopped by {self.asked.name}")
+            raise Stopped(f"stopped by {self.asked.name}", self.answer())
 
 
 stop_signals = StopSignals()
