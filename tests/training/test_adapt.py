@@ -311,6 +311,19 @@ def test_no_more_than_one_layer_has_memory_when_weights_become_4_bits(sizes, mon
     assert all(torch.equal(tensor, state[name]) for name, tensor in module.model.state_dict().items())
 
 
+def test_weights_become_4_bits_in_any_precision_of_a_trainer(sizes):
+    torch.set_default_dtype(torch.bfloat16)  # as with bf16-true
+    try:
+        module = MacawModule(sizes, plain, adapt={"llm": QLORA, "hearing": {"lora": {"r": 2}}})
+        module.configure_model()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    parts = module.model.parts()
+    assert {p.dtype for p in parts["llm"].parameters()} == {torch.float32}, "which the Trainer casts later"
+    assert {p.dtype for p in parts["hearing"].parameters()} == {torch.bfloat16}
+    assert not any(isinstance(parameter, Deferred) for parameter in module.model.parameters())
+
+
 def test_ddp_is_not_to_send_the_bytes_around(sizes):
     module = MacawModule(sizes, plain, adapt={"llm": QLORA})
     module.configure_model()

@@ -1,10 +1,12 @@
 """Which weights are trained: each part in full, not at all, or through low-rank adapters beside its linear layers."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -160,10 +162,22 @@ def _add_lora(name: str, part: nn.Module, fields: Mapping[str, Any]) -> None:
             target_modules=chosen,
             fan_in_fan_out=transposed,
         )
-        inject_adapter_in_model(config, part)
+        with _default_type(part.get_submodule(chosen[0]).weight.dtype):  # peft casts others, which may have no memory
+            inject_adapter_in_model(config, part)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"model.adapt.{name}={{lora: {dict(fields)}}} ({in_one_line(error)}): {_MODES}") from error
     quantise(part, at_rest)  # last: peft asks the layers of which type they are
+
+
+@contextmanager
+def _default_type(dtype: Any) -> Iterator[None]:
+    """Within, new parameters have this type; a Trainer's precision may have chosen another."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _length(parameter: nn.Parameter) -> int:
