@@ -125,11 +125,15 @@ def test_a_trainer_has_its_callbacks_and_loggers(cfg, tmp_path):
     assert build_trainer(without).loggers == []
 
 
+def sgd(model: torch.nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), 0.1)
+
+
 def test_rows_are_packed_only_for_a_language_model_that_keeps_samples_apart(sizes):
     data = MacawDataModule({"none": Source(lambda: iter(()))}, pack_rows=True)
-    attach(data, MacawModule(sizes, torch.optim.SGD))
+    attach(data, MacawModule(sizes, sgd))
     bloom = {"model_type": "bloom", "hidden_size": 32, "n_layer": 1, "n_head": 2}
-    module = MacawModule({**sizes, "llm": {**sizes["llm"], "config": bloom}}, torch.optim.SGD)
+    module = MacawModule({**sizes, "llm": {**sizes["llm"], "config": bloom}}, sgd)
     with pytest.raises(ConfigError, match=r"of type bloom is not known .*: set data\.pack_rows=false, or take one of"):
         attach(data, module)
     data.pack_rows = False

@@ -13,9 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from macaw_lit.arguments import nearest
 from macaw_lit.cli import command, conf_dir, literal, print_config, require_all, run_folder
-from macaw_lit.errors import ConfigError, MediaError
+from macaw_lit.errors import ConfigError, MediaError, nearest
 
 TEXT = ("model.path", "instruction")
 PATHS = ("image", "video", "audio")
@@ -130,7 +129,13 @@ MISTAKES = {
     "seed": "error: seed: not `key=value`",
     "seed=(": "error: seed=(: not `key=value`",
     "+seed=1": "An item is already at 'seed'",
-    "tags=${nowhere}": "Interpolation key 'nowhere' not found",
+    "tags=${nowhere}": "tags: Interpolation key 'nowhere' not found",
+    "callbacks=3": "error: callbacks=3: a group takes a name of its options; leave it out with ~callbacks",
+    "callbacks=[defalt]": "error: callbacks=defalt: no such option; did you mean default? (callbacks: alignment",
+    "optim.part_lr={lm: 1e-3}": "error: optim.part_lr.lm: optim.part_lr has no such key; +optim.part_lr.lm=… adds it",
+    "checkpointing={a: 1}": "error: Error merging override checkpointing={a: 1} (Cannot merge Dict",
+    "--seed=3": "error: unrecognized arguments: --seed=3; settings are given without dashes",
+    "hydra.run.dir=/dev/null/x": "error: /dev/null/x: cannot be written (Not a directory); make room there",
 }
 
 

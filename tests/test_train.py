@@ -328,12 +328,12 @@ def test_a_data_file_that_cannot_be_used_is_one_line(train, tmp_path, name):
         "ckpt_path=/nowhere.ckpt": "ckpt_path=/nowhere.ckpt: no such file; expected a checkpoint",
         "trainer=gpu": "trainer.accelerator=gpu, and no GPU is to be seen",
         "trainer.precision=7": "trainer.precision=7: expected 64 or 32",
-        "data.batch_size=0": "batch_size should be a positive integer",
-        "data.num_workers=-1": "num_workers option should be non-negative",
+        "data.batch_size=0": "data.batch_size=0: expected a number from 1 to",
+        "data.num_workers=-1": "data.num_workers=-1: expected a number from 0 to",
         "trainer.val_check_interval=1000000": "`val_check_interval` (1000000) must be less than or equal to",
         "optimized_metric=val/los": "optimized_metric=val/los: nothing measures it; did you mean val/loss? there",
         "optimized_metric=speed/padding": "nothing measures it; there will be train/loss, val/loss, steps, seconds",
-        "logger=null": "a group cannot be null; leave it out with ~logger",
+        "logger=null": "logger=null: a group takes a name of its options; leave it out with ~logger",
     }.items(),
 )
 def test_a_setting_that_cannot_work_is_one_line(train, tmp_path, word, expected):

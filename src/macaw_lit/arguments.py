@@ -3,15 +3,12 @@
 import inspect
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.utils import get_object
 
-from macaw_lit.errors import ConfigError
-
-SIMILAR = 0.6  # SequenceMatcher ratio from which a name is worth suggesting
+from macaw_lit.errors import ConfigError, did_you_mean
 
 
 def check(node: Any, key: str) -> None:
@@ -36,40 +33,47 @@ def check(node: Any, key: str) -> None:
             check(value, f"{key}.{place}")
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return the known name most like `word`, judged by the whole dotted name and by its last part; None if none is."""
+def check_value(value: Any, wanted: Any, key: str) -> None:
+    """Refuse a plain value that is of another type.
 
-    def likeness(other: str) -> float:
-        whole = SequenceMatcher(None, word, other).ratio()
-        last = SequenceMatcher(None, word.rpartition(".")[2], other.rpartition(".")[2]).ratio()
-        return (whole + last) / 2
-
-    best = max(known, key=likeness, default=None)
-    return best if best is not None and likeness(best) >= SIMILAR else None
+    Raises:
+        ConfigError: it is, or what a mapping holds; with its key, and the type that is expected.
+    """
+    if _fits(value, wanted):
+        return
+    kinds = [kind for kind in (wanted, *get_args(wanted)) if get_origin(kind) in (Mapping, dict)]
+    for name, each in value.items() if kinds and isinstance(value, Mapping) else ():
+        check_value(each, get_args(kinds[0])[1], f"{key}.{name}")
+    raise ConfigError(f"{key}={_shown(value)}: expected {' or '.join(dict.fromkeys(_words(wanted)))}")
 
 
 def _check_call(node: Mapping[str, Any], key: str) -> None:
     target = str(node["_target_"])
     try:
         called = get_object(target)
-        parameters = inspect.signature(called).parameters
+        parameters = dict(inspect.signature(called).parameters)
     except (ImportError, AttributeError, ValueError):  # the builder says so
         return
     kinds, at = _types(called), f"{key}." * bool(key)
-    free = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    free = _open(parameters)
+    for base in called.__mro__[1:-1] if free and _own(called) else ():  # what ours do not know, they pass on
+        if "__init__" in vars(base):
+            more = inspect.signature(base).parameters
+            parameters, free = {**more, **parameters}, _open(more)
+            break
     for name, value in node.items():
         if name.startswith("_"):
             continue
         if name not in parameters and not free:
-            like = nearest(name, parameters)
-            raise ConfigError(
-                f"{at}{name}: {target} takes no such argument" + (f"; did you mean {at}{like}?" if like else "")
-            )
+            raise ConfigError(f"{at}{name}: {target} takes no such argument{did_you_mean(name, parameters, at)}")
         wanted = kinds.get(name, Any)
         if value is None and name in parameters and parameters[name].default is None:
             continue  # whatever the type says
-        if not _fits(value, wanted):
-            raise ConfigError(f"{at}{name}={_shown(value)}: expected {' or '.join(dict.fromkeys(_words(wanted)))}")
+        check_value(value, wanted, f"{at}{name}")
+
+
+def _open(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
 
 
 def _types(called: Any) -> dict[str, Any]:
@@ -91,7 +95,7 @@ def _fits(value: Any, wanted: Any) -> bool:
         return value in inner
     if origin in (int, float, bool, str, types.NoneType):
         allowed = (int, float) if origin is float else origin
-        return isinstance(value, allowed) and (isinstance(value, bool) is (origin is bool))
+        return isinstance(value, allowed) and (isinstance(value, bool) is (origin is bool)) and value == value  # no nan
     if origin is Path:
         return isinstance(value, str | Path)
     if origin in (Mapping, dict):
@@ -102,7 +106,12 @@ def _fits(value: Any, wanted: Any) -> bool:
     if origin in (Sequence, Iterable, list, tuple):
         kind = inner[0] if inner else Any
         return isinstance(value, list | tuple) and all(_fits(each, kind) for each in value)
-    return not (origin is Callable and value is not None)
+    return origin is not Callable and not _own(origin)
+
+
+def _own(kind: Any) -> bool:
+    """Whether a class is of this package: an object of it comes by a `_target_` alone."""
+    return isinstance(kind, type) and kind.__module__.startswith("macaw_lit.")
 
 
 def _fixed(wanted: Any) -> bool:
@@ -124,6 +133,8 @@ def _words(wanted: Any) -> Iterator[str]:
         yield f"a list of {', '.join(' or '.join(_words(each)) for each in inner)}"
     elif origin in (Sequence, Iterable, list, tuple):
         yield f"a list, each {' or '.join(_words(inner[0]))}" if inner else "a list"
+    elif origin is Callable or _own(origin):
+        yield "a mapping with _target_" + (" and _partial_: true" if origin is Callable else f", a {origin.__name__}")
     else:
         plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: "null"}
         yield plain.get(origin, getattr(origin, "__name__", str(origin)))

@@ -9,35 +9,28 @@ from contextlib import suppress
 from functools import partial
 from multiprocessing import current_process
 from threading import Thread
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from hydra.utils import get_object, instantiate
-from lightning import Trainer, seed_everything
+from lightning import Callback, Trainer, seed_everything
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import DictConfig, OmegaConf
 
-from macaw_lit.arguments import check, nearest
+from macaw_lit.arguments import check
 from macaw_lit.data.datamodule import MacawDataModule
-from macaw_lit.errors import ConfigError
-from macaw_lit.model import Macaw
+from macaw_lit.errors import ConfigError, did_you_mean, nearest
+from macaw_lit.llms.hf import check_sizes
+from macaw_lit.settings import GROUPS, check_run
 from macaw_lit.training.module import MacawModule
 from macaw_lit.training.strategies import check_machine
 from macaw_lit.types import Sample
 
-_build = partial(instantiate, _convert_="all")
-"""Without `all`, a built object within a mapping comes back wrapped in a DictConfig if it is a dataclass."""
-
+Built = TypeVar("Built")
 
 _STARTER = "MACAW_LIT_STARTER"  # in the environment of ranks that Lightning starts: the process of the first one
 _GRACE = 20  # seconds, to save in
-_LEAST = {
-    "accumulate_grad_batches": 1,
-    "num_nodes": 1,
-    "log_every_n_steps": 0,
-    "gradient_clip_val": 0,
-    "max_epochs": -1,
-    "max_steps": -1,
-}
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -47,25 +40,17 @@ def check_settings(cfg: DictConfig) -> None:
         ConfigError: a setting that is not known, of another type, or out of its range.
     """
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
-    seed, threads, warmup, trainer = (settings[name] for name in ("seed", "threads", "warmup_ratio", "trainer"))
-    if not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ConfigError(f"seed={seed}: expected a whole number from 0 to {2**32 - 1}")
-    if threads is not None and not (isinstance(threads, int) and threads > 0):
-        raise ConfigError(f"threads={threads}: expected a whole number of at least 1, or null")
-    if not (isinstance(warmup, int | float) and 0 <= warmup <= 1):
-        raise ConfigError(f"warmup_ratio={warmup}: expected a share of the steps, from 0 to 1")
-    for name in ("checkpointing", "compiled"):
-        if not isinstance(settings[name], list):
-            raise ConfigError(f"{name}={settings[name]}: expected a list of the model's parts, such as [llm]")
-    for name in ("model", "data", "optim", "trainer", "callbacks", "logger"):
+    check_run(settings)
+    for name in (*GROUPS, "callbacks", "logger"):
         check(settings.get(name), name)
-    for name, least in _LEAST.items():
-        if (value := trainer.get(name)) is not None and value < least:
-            raise ConfigError(f"trainer.{name}={value}: expected at least {least}")
-    if not (
-        isinstance(trainer["devices"], list) or re.fullmatch(r"auto|-1|0*[1-9]\d*|\d+(,\d+)+", str(trainer["devices"]))
-    ):
-        raise ConfigError(f"trainer.devices={trainer['devices']}: expected how many, such as 1, -1 for all, or a list")
+    check_sizes((settings["model"].get("llm") or {}).get("config"))
+    strategy, known = settings["trainer"].get("strategy"), ("auto", *StrategyRegistry.available_strategies())
+    if isinstance(strategy, str) and strategy not in known:
+        raise ConfigError(f"trainer.strategy={strategy}: no such strategy{did_you_mean(strategy, known)}")
+    devices = settings["trainer"]["devices"]
+    written = "".join(f"{each}," for each in devices) if isinstance(devices, list) else str(devices)
+    if not re.fullmatch(r"auto|-1|0*[1-9]\d*|\d+(,\d+)+|(\d+,)+", written):
+        raise ConfigError(f"trainer.devices={devices}: expected how many, such as 1, -1 for all, or a list")
 
 
 def check_metric(cfg: DictConfig, searching: bool) -> None:
@@ -127,7 +112,7 @@ def build_module(cfg: DictConfig) -> MacawModule:
     pretrained, adapt = sizes.pop("pretrained"), sizes.pop("adapt")
     return MacawModule(
         sizes,
-        _build(cfg.optim),
+        _built(cfg.optim, "optim", partial),
         cfg.warmup_ratio,
         pretrained,
         adapt,
@@ -139,18 +124,16 @@ def build_module(cfg: DictConfig) -> MacawModule:
 
 def build_data(cfg: DictConfig) -> MacawDataModule:
     """The LightningDataModule of `cfg.data`."""
-    datamodule: MacawDataModule = _build(cfg.data)
-    return datamodule
+    return _built(cfg.data, "data", MacawDataModule)
 
 
 def attach(datamodule: MacawDataModule, module: MacawModule) -> None:
-    """Fit the data to the module's tokenizer and preprocessing.
+    """Fit the data to the module's tokenizer and preprocessing, once it is known that its model can be built.
 
     Raises:
-        ConfigError: rows are to be packed, which the language model cannot keep apart.
+        ConfigError: the model cannot be built or trained as told, or not with these data.
     """
-    with torch.device("meta"):  # sizes and preprocessing are known without allocating a weight
-        blueprint = Macaw.from_config(module.config)
+    blueprint = module.blueprint()  # sizes and preprocessing are known without allocating a weight
     if datamodule.pack_rows:
         blueprint.llm.check_packing()
     datamodule.attach(blueprint.llm.tokenizer, blueprint.specs())
@@ -170,10 +153,23 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     """
     _check_launcher(cfg.trainer)
     check_machine(cfg.trainer, torch.accelerator.device_count(), torch.cuda.is_available())
-    callbacks = [_build(callback) for callback in (cfg.get("callbacks") or {}).values()]
-    loggers = [_build(logger) for logger in (cfg.get("logger") or {}).values()]
-    trainer: Trainer = _build(cfg.trainer, callbacks=callbacks, logger=loggers)
-    return trainer
+    callbacks = [_built(node, f"callbacks.{name}", Callback) for name, node in (cfg.get("callbacks") or {}).items()]
+    loggers = [_built(node, f"logger.{name}", Logger) for name, node in (cfg.get("logger") or {}).items()]
+    return _built(cfg.trainer, "trainer", Trainer, callbacks=callbacks, logger=loggers)
+
+
+def _built(node: Any, key: str, kind: type[Built], **arguments: Any) -> Built:
+    """What a config's `_target_` makes; a `partial` where it is to be called later.
+
+    Raises:
+        ConfigError: it makes something else, or there is none.
+    """
+    # Without `all`, a built object within a mapping comes back wrapped in a DictConfig if it is a dataclass.
+    made = instantiate(node, _convert_="all", **arguments) if isinstance(node, DictConfig) else node
+    if not isinstance(made, kind):
+        word = "and _partial_: true" if kind is partial else f"that is a {kind.__name__}"
+        raise ConfigError(f"{key} is {type(made).__name__}, expected a mapping with a _target_ {word}")
+    return made
 
 
 def _check_launcher(settings: DictConfig) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -54,6 +55,8 @@ def command(
                 return explain(error, conf_dir(), name, overrides)
 
             def answer(error: Exception) -> NoReturn:
+                if isinstance(error, BrokenPipeError) and _unread():
+                    raise SystemExit(141) from None  # as other programs end then: 128 + SIGPIPE
                 message = None if verbose else answered(error)
                 if message is None:
                     raise error
@@ -80,11 +83,13 @@ def command(
                     os.environ["HYDRA_FULL_ERROR"] = "1"
 
             overrides = [word for arg in given[1:] for word in placed(literal(arg, text, paths))]
-            overrides.sort(key=lambda arg: arg not in ("-m", "--multirun"))  # argparse trips over it amidst overrides
+            overrides.sort(key=_is_override)  # argparse trips over flags amidst them
             sys.argv = [given[0], *overrides]
             os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints every error itself and ends the process
             try:
+                _check_flags(overrides)
                 hydra.main(config_path=str(conf_dir()), config_name=name, version_base="1.3")(task)()
+                sys.stdout.flush()
             except KeyboardInterrupt:
                 _stop("interrupted", 130)
             except SystemExit as end:
@@ -148,6 +153,31 @@ def _leave_processes(before: set[str]) -> None:
     distributed: Any = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def _unread() -> bool:
+    """Whether nobody reads the output any more, as behind `| head`; then the rest goes nowhere."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def _is_override(arg: str) -> bool:
+    return not arg.startswith("-") and ("=" in arg or arg.startswith("~"))
+
+
+def _check_flags(args: Sequence[str]) -> None:
+    """Answer a flag that Hydra does not know in one line; it would print all that it knows."""
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(f"{message}; settings are given without dashes, such as seed=1, and --help tells of flags")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args(args)
 
 
 def _stop(line: str, code: int) -> NoReturn:

@@ -2,8 +2,11 @@
 
 import errno
 import re
+from collections.abc import Iterable
+from difflib import SequenceMatcher
 from pathlib import Path
 
+SIMILAR = 0.6  # SequenceMatcher ratio from which a name is worth suggesting
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 """What the system says of a disk that takes no more."""
 
@@ -66,3 +69,28 @@ def system_error(error: BaseException) -> int | None:
         return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error))
     return int(found[1]) if found else None
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known name most like `word`, judged by the whole dotted name and by its last part; None if none is."""
+
+    def likeness(other: str) -> float:
+        whole = SequenceMatcher(None, word, other).ratio()
+        last = SequenceMatcher(None, word.rpartition(".")[2], other.rpartition(".")[2]).ratio()
+        return (whole + last) / 2
+
+    best = max(known, key=likeness, default=None)
+    return best if best is not None and likeness(best) >= SIMILAR else None
+
+
+def did_you_mean(word: str, known: Iterable[str], at: str = "") -> str:
+    """The end of a sentence that refuses a name: the known name most like it, below the key `at`; or nothing."""
+    like = nearest(word, known)
+    return f"; did you mean {at}{like}?" if like else ""
+
+
+def of_folder(error: Exception) -> str:
+    """What transformers has to say about a folder that it cannot read, and what to do."""
+    if "trust_remote_code" in str(error):
+        return "it brings code of its own, which is never run here: choose a model that transformers itself knows"
+    return f"{in_one_line(error)}: fetch it again"

@@ -1,8 +1,9 @@
 """One line for a user's mistake, with the nearest thing that would have worked; None for anything else."""
 
-import errno
 import inspect
 import re
+import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,8 @@ from hydra.errors import (
 from hydra.utils import get_object
 from omegaconf import DictConfig
 from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
     GrammarParseError,
     InterpolationKeyError,
     InterpolationResolutionError,
@@ -28,8 +31,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from macaw_lit.arguments import nearest
-from macaw_lit.errors import NO_ROOM, MacawError, in_one_line
+from macaw_lit.errors import NO_ROOM, MacawError, did_you_mean, in_one_line
 
 
 def explain(error: Exception, conf: Path, name: str, overrides: Sequence[str]) -> str | None:
@@ -44,24 +46,41 @@ def explain(error: Exception, conf: Path, name: str, overrides: Sequence[str]) -
         if isinstance(cause, MacawError) or type(cause).__name__ == "MisconfigurationException":
             return str(cause)
     if isinstance(error, MissingConfigException):
-        return _wrong_option(error)
+        return _wrong_option(error, conf)
     if isinstance(error, InstantiationException):
         return _wrong_argument(error)
     if isinstance(error, ConfigCompositionException):
         return _wrong_key(error, conf, name, overrides)
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not `key=value` in Hydra's grammar; put quotes around values with special characters"
+    taken = any(each.startswith("~") for each in overrides)
+    if taken and isinstance(error, ConfigAttributeError | ConfigKeyError):
+        return f"{error.full_key} is not there: leave it as it is, or give {error.full_key}=…"
     mistakes = (InterpolationKeyError, InterpolationResolutionError, MissingMandatoryValue, GrammarParseError)
-    if isinstance(error, (*mistakes, ValidationError, yaml.YAMLError)):
-        return _first(error)
+    if isinstance(error, (*mistakes, ValidationError)):
+        return f"{error.full_key}: {_first(error)}" if error.full_key else _first(error)
+    if isinstance(error, yaml.YAMLError):
+        return str(error)
     if isinstance(error, ValueError) and "Config group override must be" in str(error):
-        keys = [each.removesuffix("=null") for each in overrides if each.endswith("=null")]
-        groups = [key for key in keys if (conf / key).is_dir()]
-        return f"a group cannot be null; leave it out with {' or '.join(f'~{group}' for group in groups)}"
-    if isinstance(error, OSError) and error.errno in {*NO_ROOM, errno.EACCES, errno.EEXIST, errno.ENOTDIR}:
+        groups = [each for each in overrides if each[:1] != "=" and (conf / each.partition("=")[0]).is_dir()]
+        wrong = [each for each in groups if re.fullmatch(r"null|true|false|[\d.]*|\{.*", each.partition("=")[2])]
+        ways = " or ".join(f"~{each.partition('=')[0]}" for each in wrong)
+        return (
+            f"{', '.join(wrong)}: a group takes a name of its options; leave it out with {ways}"
+            if wrong
+            else str(error)
+        )
+    if isinstance(error, OSError) and (
+        error.errno in NO_ROOM or any(map(_makes_folder, traceback.extract_tb(error.__traceback__)))
+    ):
         place = error.filename or "the run folder"
         return f"{place}: cannot be written ({error.strerror}); make room there, or choose another paths.run_dir"
     return _first(error) if isinstance(error, HydraException) else None
+
+
+def _makes_folder(frame: traceback.FrameSummary) -> bool:
+    """Whether a line of a traceback is where Hydra or we make the folder of a run."""
+    return frame.name in ("run_job", "one_run") and "mkdir" in (frame.line or "")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -77,27 +96,26 @@ def _first(error: Exception) -> str:
     return re.split(r"\n\s*(?:full_key|object_type|reference_type)", str(error))[0]
 
 
-def _hint(word: str | None) -> str:
-    return f"; did you mean {word}?" if word else ""
-
-
-def _wrong_option(error: MissingConfigException) -> str:
+def _wrong_option(error: MissingConfigException, conf: Path) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
-    options = sorted(error.options or ())
+    options = sorted(error.options or (path.stem for path in (conf / group).glob("*.yaml")))  # none for lists of names
     if not group:
         return _first(error)
     known = f" ({group}: {', '.join(options)})" if options else ""
     more = "; pip install 'macaw-lit[sweeps]' adds joblib and submitit_slurm" if group == "hydra/launcher" else ""
-    return f"{group}={option}: no such option{_hint(nearest(option, options))}{known}{more}"
+    return f"{group}={option}: no such option{did_you_mean(option, options)}{known}{more}"
 
 
 def _wrong_key(error: Exception, conf: Path, name: str, overrides: Sequence[str]) -> str:
     found = re.search(r"Could not (?:override|delete)(?: from config\.)? '([^']+)'", str(error))
     if not found:
-        return _first(error)
-    key = found[1]
-    others = [each for each in overrides if "=" in each and each.partition("=")[0].lstrip("+~") != key]
-    return f"{key}: no such key{_hint(nearest(key, _known_keys(conf, name, others)))}"
+        return _first(error) + (f" ({in_one_line(error.__cause__)})" if isinstance(error.__cause__, Exception) else "")
+    key, cause = found[1], error.__cause__
+    if isinstance(cause, ConfigKeyError) and str(cause.full_key).startswith(f"{key}."):  # of a mapping that is given
+        return f"{cause.full_key}: {key} has no such key; +{cause.full_key}=… adds it"
+    others = [each for each in overrides if each.partition("=")[0].lstrip("+~") != key]
+    known = [each for each in _known_keys(conf, name, others) if each != key]  # it may be there but for an override
+    return f"{key}: no such key{did_you_mean(key, known)}"
 
 
 def _known_keys(conf: Path, name: str, overrides: Sequence[str]) -> list[str]:
@@ -122,14 +140,19 @@ def _wrong_argument(error: InstantiationException) -> str | None:
     """Explain a target that does not exist or that refuses its arguments; other failures are bugs."""
     text = str(error)
     located = re.search(r"Error (locating|in call to) target '([^']+)'", text)
+    if not located and error.__cause__ is None:  # no target at all, or none that Hydra lets a config name
+        what, _, key = text.partition("full_key: ")
+        return f"{key or 'a _target_'}: {' '.join(what.split())}"
     if not located:
         return None
     target = located[2]
     if located[1] == "locating":
-        return f"{target}: no such class or function; check the `_target_` in the config"
+        place, _, name = target.rpartition(".")
+        like = did_you_mean(name, [each for each in dir(sys.modules.get(place)) if each[0] != "_"], f"{place}.")
+        return f"{target}: no such class or function{like or '; check the `_target_` in the config'}"
     if unexpected := re.search(r"unexpected keyword argument '([^']+)'", text):
         known = [name for name in inspect.signature(get_object(target)).parameters if name != "self"]
-        return f"{unexpected[1]}: {target} takes no such argument{_hint(nearest(unexpected[1], known))}"
+        return f"{unexpected[1]}: {target} takes no such argument{did_you_mean(unexpected[1], known)}"
     if missing := re.search(r"missing .*required .*argument[^']*('[^\n]+')", text):
         return f"{missing[1]}: {target} needs it; add it to the config"
     if isinstance(error.__cause__, ValueError | ImportError):  # a wrong value, or an extra that is not installed

@@ -1,6 +1,7 @@
 """The whole model: encode, align, fill the slots, run the language model."""
 
 import importlib
+import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from macaw_lit.aligners.base import Aligner
 from macaw_lit.encoders.base import Encoder
 from macaw_lit.encoders.frames import FramePositions, FrameSequence
-from macaw_lit.errors import ConfigError, in_one_line
+from macaw_lit.errors import ConfigError, did_you_mean, in_one_line
 from macaw_lit.folder import ModelFolder
 from macaw_lit.llms.base import LLM
 from macaw_lit.types import Batch, Media, MediaSpec, Output
@@ -240,6 +241,7 @@ def build_part(config: Mapping[str, Any], base: type[Part], **wiring: Any) -> Pa
     if not (isinstance(part, type) and issubclass(part, base)):
         raise ConfigError(
             f"_target_ {target!r} is no {base.__name__} of macaw_lit: see the YAMLs of its group in conf/"
+            + did_you_mean(class_name, dir(sys.modules.get(module_name)), f"{module_name}.")
         )
     try:
         return part(**arguments)
@@ -249,7 +251,7 @@ def build_part(config: Mapping[str, Any], base: type[Part], **wiring: Any) -> Pa
 
 def _frames(config: Any, encoder: Encoder) -> FrameSequence | None:
     """A number of frames stands for `FramePositions`; a mapping names another sequence."""
-    if not config:
+    if config is None:
         return None
     part = config if isinstance(config, Mapping) else {"_target_": _FRAMES, "frames": config}
     return build_part(part, FrameSequence, dim=encoder.dim, seq_len=encoder.seq_len)

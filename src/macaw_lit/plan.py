@@ -3,7 +3,7 @@
 import gc
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,25 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from macaw_lit.cli import command
+from macaw_lit.arguments import check
+from macaw_lit.cli import command, conf_dir
 from macaw_lit.errors import ConfigError
+from macaw_lit.settings import check_run
 
 if TYPE_CHECKING:
     from macaw_lit.planning.plan import Plan
 
 GIB = 2**30
+_OWN = (
+    "gpu_gib",
+    "reserve_gib",
+    "gpu",
+    "peak_tflops",
+    "mfu",
+    "row",
+    "format",
+    "unnamed_llm",
+)  # a plan alone
 _SHARED = ("weights", "gradients", "optimizer states")
 
 
@@ -29,6 +41,7 @@ def main(cfg: DictConfig) -> None:
     if OmegaConf.is_missing(cfg.model.llm, "tokenizer"):
         cfg.model.llm.tokenizer = None
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    _check_settings(settings)
     with _uncollected():
         # Heavy imports wait until the configuration is known to be sound.
         from macaw_lit.planning.plan import make_plan
@@ -41,6 +54,19 @@ def main(cfg: DictConfig) -> None:
     if plan.needed > plan.limit:
         print(f"error: {_why(plan)}", file=sys.stderr)
         raise SystemExit(2)
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """Check a run's settings; a Trainer and data by their classes, whose import takes long, if they have unusual names.
+
+    Raises:
+        ConfigError: a name is not known, or a value cannot be.
+    """
+    check_run(settings, _OWN)
+    for group, shipped in (("trainer", "default"), ("data", "base")):
+        usual = OmegaConf.load(conf_dir() / group / f"{shipped}.yaml")
+        if {*(settings.get(group) or {})} - {*usual, "strategy"}:
+            check(settings[group], group)
 
 
 @contextmanager

@@ -45,6 +45,8 @@ NOISE = (
     "The dirpath has changed",
     ".*LeafSpec.* is deprecated",
     "Glyph .* missing",
+    "Initializing zero-element tensors",  # of a size of 0, which is answered in one line
+    "Total length of `.*` across ranks is zero",  # no held-out rows
     r"Found \d+ module.* in eval mode",
     r"torch\.distributed\.nn\.functional\.all_gather",  # Lightning's, at every step
 )
@@ -174,7 +176,7 @@ def _check(cfg: DictConfig, folder: Path) -> None:
         raise ConfigError(
             f"{folder.parent} holds a run, whose checkpoint {found[0].name} would be overwritten: {remedy}"
         )
-    if cfg.ckpt_path not in (None, "auto") and not Path(str(cfg.ckpt_path)).exists():
+    if cfg.ckpt_path not in (None, "auto") and not (cfg.ckpt_path and Path(cfg.ckpt_path).exists()):
         wanted = "expected a checkpoint such as logs/train/runs/<time>/checkpoints/last.ckpt, or auto"
         raise ConfigError(f"ckpt_path={cfg.ckpt_path}: no such file; {wanted}")
     if cfg.get("evaluation"):
@@ -239,6 +241,8 @@ def _fit(trainer: "Trainer", module: "MacawModule", datamodule: "MacawDataModule
                 f"another process of this run has ended or does not answer ({in_one_line(error)}): its last line says "
                 "why; go on with ckpt_path=auto"
             ) from error
+        if "conditioned on metric" in str(error):  # of early stopping, which looks when the first epoch ends
+            raise ConfigError(in_one_line(error)) from error
         if started or system_error(error) in NO_ROOM:
             raise
         why = in_one_line(error) if isinstance(error, ValueError) else type(error).__name__

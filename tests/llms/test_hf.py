@@ -430,7 +430,7 @@ def test_code_in_a_folder_is_neither_run_nor_offered_to_be_run(folder, tokenizer
     }
     (stranger / "config.json").write_text(json.dumps({**LLAMA, **foreign}))
     (stranger / "foreign.py").write_text(f"import os\nos.mkdir({str(canary)!r})\n")
-    with pytest.raises(WeightsError, match="stranger holds no causal LM"):
+    with pytest.raises(WeightsError, match="stranger holds no causal LM of transformers: it brings code of its own"):
         HFCausalLM(LLAMA, str(tokenizer_folder)).load_pretrained(str(stranger))
     with pytest.raises(ConfigError, match="stranger holds no transformers config"):
         HFCausalLM(str(stranger), str(tokenizer_folder))

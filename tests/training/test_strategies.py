@@ -1,10 +1,11 @@
 """What a machine or a strategy cannot do is refused in one line, before anything is built."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision, Precision
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision, HalfPrecision, MixedPrecision, Precision
 from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
@@ -82,6 +83,22 @@ def test_fp16_without_masters_is_left_to_deepspeed_that_keeps_them():
         check_strategy(strategy(kind, HalfPrecision("bf16-true")))
         check_strategy(kind())
     check_strategy(strategy(ZeRO, Precision()))
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("16-mixed", "fp16"), ("bf16-mixed", "bf16")])
+def test_deepspeed_is_told_what_the_trainer_says(precision, kind):
+    """By Lightning's own formatting; nothing is left for DeepSpeed to find out by itself."""
+    strategy = ZeRO(stage=3, precision_plugin=DeepSpeedPrecision(precision))
+    data = SimpleNamespace(batch_size=4)
+    trainer = SimpleNamespace(accumulate_grad_batches=3, gradient_clip_val=0.5, datamodule=data)
+    strategy._lightning_module = SimpleNamespace(trainer=trainer)
+    strategy._init_config_if_needed()
+    told = strategy.config
+    assert (told["train_micro_batch_size_per_gpu"], told["gradient_accumulation_steps"]) == (4, 3)
+    assert told["gradient_clipping"] == 0.5
+    assert {name for name in ("fp16", "bf16") if told.get(name, {}).get("enabled")} == {kind}
+    assert "auto" not in str(told)
+    assert "train_batch_size" not in told
 
 
 def test_an_optimizer_of_whole_matrices_is_refused_where_there_are_pieces(model):

@@ -105,6 +105,8 @@ class Preprocessor:
             raise ConfigError(f"missing='zeros' with layout={layout!r}: absent media have no turn; use layout='prefix'")
         if not 0.0 <= drop_media <= 1.0:
             raise ConfigError(f"drop_media={drop_media}; expected a probability between 0 and 1")
+        if cache_mb < 0:
+            raise ConfigError(f"cache_mb={cache_mb}; expected at least 0, which keeps nothing")
         self.tokenizer = tokenizer
         self.specs = dict(specs)
         self.order = tuple(order)

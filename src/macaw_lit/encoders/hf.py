@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, logging
 
 from macaw_lit.encoders.base import Encoder
-from macaw_lit.errors import ConfigError, MacawError, WeightsError, in_one_line
+from macaw_lit.errors import ConfigError, MacawError, WeightsError, in_one_line, of_folder
 from macaw_lit.hub import local_folder
 from macaw_lit.weight_files import check_files
 from macaw_lit.weights import Coverage, check_facts, load_exactly, read_facts
@@ -126,7 +126,7 @@ class HFEncoder(Encoder):
         except MacawError:
             raise
         except Exception as error:  # nor for what may be wrong with a folder
-            raise WeightsError(f"{source} cannot be loaded ({in_one_line(error)}): fetch it again") from error
+            raise WeightsError(f"{source} cannot be loaded: {of_folder(error)}") from error
         whole, report = found
         parts = ((name, part) for name, part in whole.named_modules() if type(part) is type(self.model))
         prefix, tower = next(parts, (None, None))

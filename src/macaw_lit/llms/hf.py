@@ -1,7 +1,9 @@
 """Any causal language model of transformers, with its tokenizer."""
 
 import copy
+import inspect
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, logging
 
 from macaw_lit.deferred import deferred, materialised
-from macaw_lit.errors import ConfigError, WeightsError, in_one_line
+from macaw_lit.errors import ConfigError, WeightsError, did_you_mean, in_one_line, of_folder
 from macaw_lit.hub import local_folder
 from macaw_lit.llms.base import LLM
 from macaw_lit.types import IGNORE, Output
@@ -153,9 +155,7 @@ class HFCausalLM(LLM):
         except WeightsError:
             raise
         except Exception as error:  # transformers has no class for what may be wrong with a folder
-            raise WeightsError(
-                f"{source} holds no causal LM of transformers ({in_one_line(error)}): fetch it again"
-            ) from error
+            raise WeightsError(f"{source} holds no causal LM of transformers: {of_folder(error)}") from error
         loaded, report = found
         stated, own = _facts(loaded.config), _facts(self.model.config)
         checked = check_facts(stated, own, source, "configure what it says, or give the folder as config")
@@ -233,6 +233,26 @@ def _read_config(config: Mapping[str, Any] | str) -> Any:
         return AutoConfig.for_model(sizes.pop("model_type"), **sizes)
     except Exception as error:  # nor for what may be wrong with a config
         raise ConfigError(f"llm config of {config.get('model_type')}: {in_one_line(error)}; {_WANTED}") from error
+
+
+def check_sizes(config: object) -> None:
+    """Refuse names among a user's sizes that transformers would keep and never read; a folder is as it is.
+
+    Raises:
+        ConfigError: neither the type's config nor its model's code knows one of them.
+    """
+    if not isinstance(config, Mapping) or "model_type" not in config:
+        return
+    made = _read_config(config)
+    known, kept = type(made)().to_dict(), made.to_dict()  # older names are taken, but not kept
+    unknown = [name for name in config if name in kept and name not in known]
+    models: Any = AutoModelForCausalLM._model_mapping
+    if unknown and type(made) in models:
+        code = inspect.getsource(sys.modules[models[type(made)].__module__])
+        for name in unknown:
+            if not re.search(rf"\b{re.escape(name)}\b", code):
+                at = "model.llm.config."
+                raise ConfigError(f"{at}{name}: no such setting of {made.model_type}{did_you_mean(name, known, at)}")
 
 
 def _read_model(folder: Path) -> tuple[Any, Any]:

@@ -15,25 +15,24 @@ from torch.optim import AdamW, Muon, Optimizer
 from macaw_lit.arguments import check
 from macaw_lit.data.mix import counts_of
 from macaw_lit.errors import ConfigError
+from macaw_lit.llms.hf import check_sizes
 from macaw_lit.model import Macaw
 from macaw_lit.planning.memory import Counts, Layout, demand, layout_of, offloaded, resident
 from macaw_lit.planning.step import Row, Step, fullest_row, trace
+from macaw_lit.settings import Range, check_range
 from macaw_lit.training.blocks import blocks_of, recompute
 from macaw_lit.training.nf4 import layers_in_4_bits
 
 GIB = 2**30
 _OPTIMIZERS = "macaw_lit.training.optim"
-_LEAST = {
-    "data.batch_size": (1, False),
-    "data.preprocessor.max_length": (1, False),
-    "row.text": (1, True),
-    "row.response": (1, True),
-    "trainer.accumulate_grad_batches": (1, False),
-    "trainer.max_epochs": (-1, True),
-    "trainer.max_steps": (-1, False),
-    "trainer.num_nodes": (1, False),
+_RANGES: Mapping[str, Range] = {
+    "gpu_gib": (float, 0.001, 10**6),
+    "reserve_gib": (float, 0, 10**6),
+    "peak_tflops": (float, 0.001, 10**6),
+    "mfu": (float, 0.001, 1),
+    "row.text": (int | None, 1, math.inf),
+    "row.response": (int | None, 1, math.inf),
 }
-"""Whole numbers that a plan takes: the least that they may be, and whether they may be null."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,10 @@ def make_plan(cfg: Mapping[str, Any]) -> Plan:
         ConfigError: a setting cannot be planned with.
     """
     _check_numbers(cfg)
+    given = {name: value for name, value in cfg["model"]["llm"].items() if value is not None}  # a plan needs neither
+    check({**cfg["model"], "llm": given}, "model")
     check(cfg["optim"], "optim")
+    check_sizes(cfg["model"]["llm"].get("config"))
     layout, batch_size = layout_of(cfg["trainer"]), cfg["data"]["batch_size"]
     model = _blueprint(cfg["model"], cfg["unnamed_llm"])
     if cfg["data"].get("pack_rows"):  # makes no difference to rows that are all alike, as a plan's are
@@ -136,17 +138,11 @@ def make_plan(cfg: Mapping[str, Any]) -> Plan:
 
 def _check_numbers(cfg: Mapping[str, Any]) -> None:
     """Refuse numbers that are none, or too small; what a training checks by its classes a plan does not import."""
-    for name in ("gpu_gib", "peak_tflops", "mfu", "reserve_gib"):
-        spare = name == "reserve_gib"
-        if not isinstance(cfg[name], int | float) or not (0 < cfg[name] < math.inf or (spare and cfg[name] == 0)):
-            raise ConfigError(f"{name}={cfg[name]}: expected a number {'from' if spare else 'above'} 0")
-    whole = {**_LEAST, **{f"data.train.{name}.count": (1, True) for name in cfg["data"]["train"]}}
-    for key, (least, optional) in whole.items():
-        value: Any = cfg
-        for part in key.split("."):
-            value = value.get(part)
-        if not (value is None and optional) and (not isinstance(value, int) or value < least):
-            raise ConfigError(f"{key}={value}: expected a whole number of at least {least}" + ", or null" * optional)
+    for key, allowed in _RANGES.items():
+        check_range(cfg, key, allowed)
+    for name, source in cfg["data"]["train"].items():
+        if "count" in source:
+            check_range(cfg, f"data.train.{name}.count", (int | None, 1, math.inf))
     limit = cfg["trainer"]["limit_train_batches"]
     batches = limit is None or (isinstance(limit, int) and limit >= 0)
     if not batches and not (isinstance(limit, float) and 0 <= limit <= 1):

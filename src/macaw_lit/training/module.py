@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from macaw_lit.errors import ConfigError, TrainingError
+from macaw_lit.errors import ConfigError, TrainingError, in_one_line
 from macaw_lit.model import Macaw
 from macaw_lit.training.adapt import adapt, in_4_bits
 from macaw_lit.training.blocks import compile_blocks, recompute, restore
@@ -81,9 +81,7 @@ class MacawModule(LightningModule):
                 model = Macaw.from_config(self.config)
                 if with_weights:
                     model.load_pretrained(self.pretrained)
-                self._frozen = adapt(model, self.adapt)
-                compile_blocks(model, self.compiled)
-                recompute(model, self.checkpointing)
+                self._frozen = self._fitted(model)
             if not deals_out_weights(strategy):
                 fill(model)
             if strategy is not None:
@@ -93,6 +91,29 @@ class MacawModule(LightningModule):
             layers = layers_in_4_bits(self).items()
             constant = [f"{name}.{buffer}" for name, layer in layers for buffer, _ in layer.named_buffers()]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, constant)
+
+    def blueprint(self) -> Macaw:
+        """The model on meta, as it will be built, so that what it or its optimizer refuses is known at once.
+
+        Raises:
+            ConfigError: a setting that they refuse.
+        """
+        with torch.device("meta"):
+            model = Macaw.from_config(self.config)
+            model.load_pretrained(dict.fromkeys(self.pretrained))  # names alone
+            self._fitted(model)
+        try:
+            self.build_optimizer(model)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"the optimizer cannot be built ({in_one_line(error)}): mend that setting") from error
+        return model
+
+    def _fitted(self, model: Macaw) -> list[torch.nn.Module]:
+        """Freeze, adapt and compile parts of a new model, or keep less of them; returns those that are frozen."""
+        frozen = adapt(model, self.adapt)
+        compile_blocks(model, self.compiled)
+        recompute(model, self.checkpointing)
+        return frozen
 
     def train(self, mode: bool = True) -> "MacawModule":
         """As ever, but a frozen part has nothing to learn from noise: no dropout there."""

@@ -28,9 +28,9 @@ def adamw(
         part_lr: part of the model, as in `Macaw.parts` → its own peak learning rate.
 
     Raises:
-        ConfigError: no parameter of the model is trainable, or `part_lr` names no part or no rate.
+        ConfigError: no parameter of the model is trainable, a rate is none, or `part_lr` names no part.
     """
-    _check_rates(lr=lr)
+    _check_numbers(weight_decay, betas, lr=lr)
     matrices, others = _split(model)
     rates = _part_rates(model, part_lr or {})
     groups = [
@@ -54,7 +54,7 @@ class MuonAdamW(Optimizer):
         part_lr: part of the model, as in `Macaw.parts` → its own `lr`; its `adamw_lr` is in proportion.
 
     Raises:
-        ConfigError: no parameter of the model is trainable, or `part_lr` names no part or no rate.
+        ConfigError: no parameter of the model is trainable, a rate is none, or `part_lr` names no part.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class MuonAdamW(Optimizer):
         betas: Sequence[float] = (0.9, 0.999),
         part_lr: Mapping[str, float] | None = None,
     ) -> None:
-        _check_rates(lr=lr, adamw_lr=adamw_lr)
+        _check_numbers(weight_decay, betas, lr=lr, adamw_lr=adamw_lr)
         matrices, others = _split(model)
         rates = _part_rates(model, part_lr or {})
         self.parts: list[Optimizer] = []
@@ -141,7 +141,11 @@ def _split(model: nn.Module) -> tuple[dict[str, nn.Parameter], list[nn.Parameter
     return matrices, others
 
 
-def _check_rates(**rates: float) -> None:
+def _check_numbers(weight_decay: float, betas: Sequence[float], **rates: float) -> None:
+    if len(betas) != 2:
+        raise ConfigError(f"optim.betas={[*betas]}: expected two, such as [0.9, 0.999]")
+    if not 0 <= weight_decay < math.inf:
+        raise ConfigError(f"optim.weight_decay={weight_decay}: expected a number from 0")
     for name, rate in rates.items():
         if not 0 < rate < math.inf:
             raise ConfigError(f"optim.{name}={rate}: expected a positive rate, such as 3e-5")

@@ -34,7 +34,7 @@ class ZeRO(DeepSpeedStrategy):
     """
 
     def __init__(self, stage: int = 2, **settings: Any) -> None:
-        super().__init__(stage=stage, logging_batch_size_per_gpu=1, **settings)  # or it reads the data to find out
+        super().__init__(stage=stage, **settings)
         assert isinstance(self.config, dict)
         self.config["zero_force_ds_cpu_optimizer"] = False
 
@@ -42,6 +42,11 @@ class ZeRO(DeepSpeedStrategy):
         if self.root_device.type != "cuda":
             raise ConfigError(f"DeepSpeed on {self.root_device.type}: it needs NVIDIA GPUs; choose trainer=cpu or ddp")
         super().setup_environment()
+
+    def _auto_select_batch_size(self) -> int:
+        """What DeepSpeed logs by; Lightning would read the data to find it out."""
+        assert self.lightning_module is not None
+        return int(getattr(self.lightning_module.trainer.datamodule, "batch_size", 1))  # type: ignore[attr-defined]
 
     @property
     def handles_gradient_accumulation(self) -> bool:

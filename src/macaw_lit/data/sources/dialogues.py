@@ -4,6 +4,7 @@ import itertools
 import random
 from collections.abc import Iterable, Iterator
 
+from macaw_lit.errors import ConfigError
 from macaw_lit.types import MediaRef, Rejection, Sample, Turn
 
 
@@ -13,7 +14,12 @@ def join(rows: Iterable[Sample | Rejection], turns: int) -> Iterator[Sample | Re
     The questions of a medium are shuffled first, seeded by the name of its first row, so that no kind of question
     always opens a dialogue; they are dealt to as few dialogues as will hold them, as evenly as can be. A dialogue is
     named after its first row; `meta["rows"]` names all of them.
+
+    Raises:
+        ConfigError: `turns` is no number from 1.
     """
+    if turns < 1:
+        raise ConfigError(f"turns={turns}; expected at least 1, a question by itself")
     for media, group in itertools.groupby(rows, _media):
         if not media:
             yield from group
