@@ -91,6 +91,13 @@ def test_weights_above_a_size_are_written_in_shards(model, make_batch, tmp_path)
     assert same(model, Macaw.from_pretrained(tmp_path / "model"))
 
 
+def test_all_files_may_be_read_by_whom_the_user_s_files_may(model, tmp_path):
+    (tmp_path / "usual").touch()
+    model.save_pretrained(tmp_path / "model")
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "model").rglob("*") if path.is_file()}
+    assert set(modes.values()) == {(tmp_path / "usual").stat().st_mode}, modes
+
+
 def test_no_weights_are_drawn_before_those_of_the_file_arrive(model, monkeypatch, tmp_path):
     model.save_pretrained(tmp_path / "model")
     seen = []

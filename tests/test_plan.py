@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from macaw_lit.plan import main
 
 Call = Callable[..., tuple[int, str, str]]
@@ -62,9 +64,20 @@ def test_what_does_not_fit_ends_with_exit_code_2_and_one_line(
     assert call(main, tmp_path, *words, "gpu_gib=1")[0] == 0
 
 
-def test_the_largest_batch_fits_and_one_more_row_does_not(tokenizer_folder: Path, tmp_path: Path, call: Call) -> None:
-    words = [*small(tokenizer_folder), "format=json", "reserve_gib=0", "gpu_gib=0.25"]
-    fits = json.loads(call(main, tmp_path, *words)[1])["fits"]
+@pytest.mark.parametrize(
+    ("more", "moment"),
+    [
+        ([], "backward"),
+        (["trainer=deepspeed_zero2_bf16", "trainer.devices=1", "data.batch_size=1"], "optimizer step"),
+    ],
+)
+def test_the_largest_batch_fits_and_one_more_row_does_not(
+    tokenizer_folder: Path, tmp_path: Path, call: Call, more: list[str], moment: str
+) -> None:
+    words = [*small(tokenizer_folder), "format=json", "reserve_gib=0", "gpu_gib=0.25", *more]
+    plan = json.loads(call(main, tmp_path, *words)[1])
+    assert plan["moment"] == moment
+    fits = plan["fits"]
     assert fits > 4
     assert call(main, tmp_path, *words, f"data.batch_size={fits}")[0] == 0
     code, _, err = call(main, tmp_path, *words, f"data.batch_size={fits + 1}")

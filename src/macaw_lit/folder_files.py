@@ -101,6 +101,8 @@ def write_model(
     )
     weights = {"sha256": fingerprint(state), "tied": tied, **facts}
     write_json(folder / CONFIG_FILE, {"format": _FORMAT, **config, "weights": weights})
+    for path in folder.glob("model*.safetensors"):  # which safetensors lets nobody but their owner read
+        path.chmod((folder / CONFIG_FILE).stat().st_mode)
 
 
 def load_weights(folder: Path, module: nn.Module, facts: Mapping[str, Any]) -> None:

@@ -185,7 +185,13 @@ def offloaded(layout: Layout, counts: Counts) -> int:
 
 
 def demand(layout: Layout, counts: Counts, step: Step) -> tuple[str, dict[str, int]]:
-    """The greatest moment of a step, and bytes by cause on each GPU then.
+    """The greatest moment of a step, and bytes by cause on each GPU then."""
+    found = moments(layout, counts, step)
+    return max(found.items(), key=lambda moment: sum(moment[1].values()))
+
+
+def moments(layout: Layout, counts: Counts, step: Step) -> dict[str, dict[str, int]]:
+    """Bytes by cause on each GPU at the moments of a step of which one is the greatest.
 
     Gradients go with their step, but for ZeRO's buffers of them; DDP and plain training have them come one by one.
     Accumulated ones are there throughout.
@@ -194,13 +200,11 @@ def demand(layout: Layout, counts: Counts, step: Step) -> tuple[str, dict[str, i
     alone = layout.strategy in ("plain", "ddp")
     coming = alone and layout.accumulate == 1
     gone = layout.accumulate == 1 and not layout.zero
-    moments = {
+    return {
         "forward": {**_bare(step.forward), **(_bare(kept) if gone else kept)},
         "backward": {**kept, **step.backward} if coming else {**_bare(step.sharded), **kept},
         "optimizer step": {**kept, TEMPORARY: _temporaries(layout, counts)},
     }
-    moment = max(moments, key=lambda name: sum(moments[name].values()))
-    return moment, moments[moment]
 
 
 def _bare(moment: Mapping[str, int]) -> dict[str, int]:

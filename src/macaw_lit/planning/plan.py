@@ -17,7 +17,7 @@ from macaw_lit.data.mix import counts_of
 from macaw_lit.errors import ConfigError
 from macaw_lit.llms.hf import check_sizes
 from macaw_lit.model import Macaw
-from macaw_lit.planning.memory import Counts, Layout, demand, layout_of, offloaded, resident
+from macaw_lit.planning.memory import Counts, Layout, demand, layout_of, moments, offloaded, resident
 from macaw_lit.planning.step import Row, Step, fullest_row, trace
 from macaw_lit.settings import Range, check_range
 from macaw_lit.training.blocks import blocks_of, recompute
@@ -227,9 +227,14 @@ def _steps(cfg: Mapping[str, Any], layout: Layout) -> int | None:
 
 
 def _largest(layout: Layout, counts: Counts, steps: tuple[Step, Step], limit: float) -> int:
-    """The most rows of a batch that fit, by a line through two."""
-    (rows, need), (others, less) = ((step.rows, sum(demand(layout, counts, step)[1].values())) for step in steps)
-    slope = (need - less) / (rows - others)
-    if slope <= 0:
-        return rows if need <= limit else 0
-    return max(0, math.floor(rows + (limit - need) / slope))
+    """The most rows of a batch that fit at each moment of a step, by a line through two."""
+    rows, others = (step.rows for step in steps)
+    fit = math.inf
+    for found, other in zip(*(moments(layout, counts, step).values() for step in steps), strict=True):
+        need, less = sum(found.values()), sum(other.values())
+        slope = (need - less) / (rows - others)
+        if slope > 0:
+            fit = min(fit, rows + (limit - need) / slope)
+        elif need > limit:
+            return 0
+    return max(0, math.floor(fit))
