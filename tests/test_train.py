@@ -8,17 +8,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.api import CheckpointException
 
 from macaw_lit.cli import conf_dir
+from macaw_lit.errors import ConfigError
 from macaw_lit.inference import load_answerer
-from macaw_lit.train import main
+from macaw_lit.train import _fit, main
 
 HEAVY = "torch transformers lightning numpy librosa decord av matplotlib open_clip whisper".split()
 SOURCES = list(OmegaConf.load(conf_dir() / "data" / "demo.yaml").train)
@@ -383,3 +385,18 @@ def test_a_bad_heldout_medium_leaves_the_model_and_says_how_to_go_on(call, tiny_
     assert "the model is saved" in line
     assert f"python -m macaw_lit.evaluate model={tmp_path}/run/model" in line
     assert load_answerer(tmp_path / "run" / "model")
+
+
+def test_a_sharded_checkpoint_of_another_model_is_one_line():
+    """What torch raises where FSDP2's part of a checkpoint lacks something is no Exception."""
+
+    class Fails:
+        callbacks: ClassVar[list[object]] = []
+
+        def fit(self, *args: object, **settings: object) -> None:
+            raise CheckpointException("missing", {})
+
+    message = r"ckpt_path=a.ckpt cannot be continued \(CheckpointException\); expected .* the same model, adapt"
+    fails: Any = Fails()
+    with pytest.raises(ConfigError, match=message):
+        _fit(fails, fails, fails, "a.ckpt")
