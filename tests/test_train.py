@@ -9,13 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.api import CheckpointException
 
 from macaw_lit import record
 from macaw_lit.cli import conf_dir
@@ -458,3 +459,18 @@ def test_two_runs_do_not_share_a_folder(call, tmp_path):
     assert err.startswith(f"error: {tmp_path}: another run is under way in this folder; wait for its end, or choose")
     with record.one_run(tmp_path):
         pass  # a killed run is no run
+
+
+def test_a_sharded_checkpoint_of_another_model_is_one_line():
+    """What torch raises where FSDP2's part of a checkpoint lacks something is no Exception."""
+
+    class Fails:
+        callbacks: ClassVar[list[object]] = []
+
+        def fit(self, *args: object, **settings: object) -> None:
+            raise CheckpointException("missing", {})
+
+    message = r"ckpt_path=a.ckpt cannot be continued \(CheckpointException\): it is .*; expected .* the same model, adapt"
+    fails: Any = Fails()
+    with pytest.raises(ConfigError, match=message):
+        _fit(fails, fails, fails, "a.ckpt")

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import load_file
 from scipy.stats import norm
 from torch import nn
 from torch.nn import functional as F
@@ -14,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
 from macaw_lit.errors import ConfigError
-from macaw_lit.training import nf4
 from macaw_lit.training.nf4 import NF4Linear, layers_in_4_bits, quantise, restore_weights, share
 
 SHAPES = [(48, 80), (33, 48), (48, 33), (3, 5), (1, 1), (40, 1024)]  # rows of whole blocks, and others
@@ -146,6 +147,15 @@ def test_layers_are_exchanged_and_come_back_under_their_names():
     assert [*layers_in_4_bits(again)] == ["0", "1.0"], "a copy is its own"
 
 
+def test_a_weight_that_fills_no_whole_blocks_can_be_saved(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 5))
+    quantise(model, [model[0]])
+    weight = model[0].dequantised(torch.float32)
+    restore_weights(model, torch.float32)
+    save_torch_state_dict(model.state_dict(), tmp_path)
+    assert torch.equal(load_file(tmp_path / "model.safetensors")["0.weight"], weight)
+
+
 def test_an_outline_has_room_for_the_same_bytes():
     real = NF4Linear(nn.Linear(100, 30)).state_dict()
     with torch.device("meta"):
@@ -194,4 +204,3 @@ def test_nothing_is_said_when_the_library_is_imported():
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert logging.getLogger("bitsandbytes.backends").getEffectiveLevel() == logging.ERROR
-    assert nf4.BLOCK == 64

@@ -86,7 +86,8 @@ class NF4Linear(nn.Module):
     def restored(self, dtype: torch.dtype) -> nn.Module:
         """The layer that this one was made of, with the weight that it has now; this one is to be dropped."""
         (plain,) = self._plain
-        plain.register_parameter("weight", nn.Parameter(self.dequantised(dtype), requires_grad=False))
+        weight = self.dequantised(dtype).clone()  # without the rest of a last block, which safetensors would refuse
+        plain.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
         plain.register_parameter("bias", self.bias)
         return plain
 
