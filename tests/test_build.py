@@ -5,6 +5,8 @@ import os
 import random
 import select
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -212,3 +214,31 @@ def test_a_process_ends_after_the_one_that_started_it(monkeypatch, stubborn):
     assert select.select([alive], [], [], 30)[0], "it lives on"
     assert os.read(alive, 1) == b""
     os.close(alive)
+
+
+ORPHANED = """
+import os, signal, sys, time
+from types import SimpleNamespace
+from joblib import Parallel, delayed
+
+def job(number, starter):
+    if number == 0:
+        os.kill(starter, signal.SIGKILL)
+    while os.getppid() == starter:
+        time.sleep(0.05)
+    from macaw_lit.build import set_up
+    print("imported", flush=True)
+    set_up(SimpleNamespace(threads=1, seed=0))
+    time.sleep(150)
+
+Parallel(n_jobs=2)(delayed(job)(number, os.getpid()) for number in range(2))
+"""
+
+
+@pytest.mark.slow
+def test_a_job_of_joblib_whose_starter_died_while_it_imported_ends_too(tmp_path):
+    script = tmp_path / "sweep.py"
+    script.write_text(ORPHANED)
+    # Jobs hold the pipe as long as they live; the limit is above the seconds of their imports, and below their own.
+    ended = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, check=False, timeout=120)
+    assert (ended.returncode, ended.stdout.count("imported")) == (-signal.SIGKILL, 2)

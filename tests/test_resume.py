@@ -58,7 +58,6 @@ WORDS = [
     "trainer.log_every_n_steps=1",
     "callbacks.checkpoint.every_n_train_steps=2",
     "+trainer.enable_progress_bar=false",
-    "+trainer.enable_model_summary=false",
 ]
 STEPS = 10  # 19 rows an epoch: ten batches, so five optimizer steps
 

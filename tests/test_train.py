@@ -22,7 +22,7 @@ from macaw_lit import record
 from macaw_lit.cli import conf_dir
 from macaw_lit.errors import ConfigError, TrainingError
 from macaw_lit.inference import load_answerer
-from macaw_lit.train import _fit, _room_on_disk, main
+from macaw_lit.train import _fit, _room_on_disk, _start, main
 
 HEAVY = "torch transformers lightning numpy librosa decord av matplotlib open_clip whisper".split()
 SOURCES = list(OmegaConf.load(conf_dir() / "data" / "demo.yaml").train)
@@ -444,6 +444,21 @@ def test_the_end_of_another_process_is_one_line(error):
         _fit(Fails(error), None, None, "last.ckpt")
     with pytest.raises(ConfigError, match=r"last.ckpt cannot be continued \(RuntimeError\): it is a file"):
         _fit(Fails(RuntimeError("shapes differ")), None, None, "last.ckpt")
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_anew(tmp_path):
+    cfg, folder = OmegaConf.create({"ckpt_path": "auto"}), tmp_path / "checkpoints"
+    assert _start(cfg, folder) is None, "there is none"
+    folder.mkdir()
+    for step in (1, 2):
+        (folder / f"step000000{step}.ckpt").write_bytes(b"torn")
+    with pytest.raises(ConfigError) as error:
+        _start(cfg, folder)
+    for step in (1, 2):
+        assert f"{folder}/step000000{step}.ckpt: skipped, it is not whole" in str(error.value)
+    assert str(error.value).endswith(f"restore one, or start anew in another paths.run_dir, or remove {folder}")
+    torch.save({}, folder / "step0000001.ckpt")
+    assert _start(cfg, folder) == str(folder / "step0000001.ckpt")
 
 
 def test_two_runs_do_not_share_a_folder(call, tmp_path):

@@ -7,7 +7,7 @@ import signal
 import time
 from contextlib import suppress
 from functools import partial
-from multiprocessing import current_process
+from multiprocessing import parent_process
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -79,11 +79,12 @@ def check_metric(cfg: DictConfig, searching: bool) -> None:
 
 def set_up(cfg: DictConfig) -> None:
     """Seed every generator of this process and its workers, bound its threads, let Lightning speak of faults only."""
-    starter = os.getppid()
+    job = parent_process()  # of joblib; it may have been orphaned while it still imported
+    starter = job.pid if job is not None and job.pid is not None else os.getppid()
     rank = os.environ.get(_STARTER) == str(starter) or "TORCHELASTIC_RUN_ID" in os.environ
     if not rank and _STARTER in os.environ and int(os.environ.get("LOCAL_RANK", 0)):  # of Lightning's, orphaned by now
         rank, starter = True, int(os.environ[_STARTER])
-    if rank or current_process().name != "MainProcess":  # the last is a job of joblib; a shell may end before its run
+    if rank or job is not None:  # a shell may end before its run
         Thread(target=_end_with_starter, args=(starter,), daemon=True).start()
     os.environ[_STARTER] = str(os.getpid())
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):

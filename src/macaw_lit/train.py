@@ -188,12 +188,19 @@ def _check(cfg: DictConfig, folder: Path) -> None:
 
 
 def _start(cfg: DictConfig, folder: Path) -> str | None:
-    """The checkpoint to go on from, if any."""
+    """The checkpoint to go on from, if any.
+
+    Raises:
+        ConfigError: none that is there is whole; starting anew would overwrite what can perhaps be restored.
+    """
     from macaw_lit.training.checkpoint_files import newest
 
     if cfg.ckpt_path != "auto":
         return None if cfg.ckpt_path is None else str(Path(str(cfg.ckpt_path)).resolve())
     path, damaged = newest(folder)
+    if damaged and path is None:
+        remedy = f"restore one, or start anew in another paths.run_dir, or remove {folder}"
+        raise ConfigError(f"no checkpoint is whole: {'; '.join(damaged)}; {remedy}")
     for line in damaged:
         _say(line)
     _say(f"going on from {path}" if path else f"no checkpoint in {folder}: starting anew")
