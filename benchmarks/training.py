@@ -42,7 +42,6 @@ BASE = [
     "trainer.limit_val_batches=0",
     "callbacks=[overflows,throughput]",
     "+trainer.enable_progress_bar=false",
-    "+trainer.enable_model_summary=false",
     "+trainer.enable_checkpointing=false",
 ]
 

@@ -1,6 +1,7 @@
 """Every config composes, and every `_target_` in it exists and takes the keys that stand beside it."""
 
 import inspect
+import runpy
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,11 @@ def test_an_own_config_folder_is_found(tmp_path: Path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 11\n")
     assert composed("train", f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine").seed == 11
+
+
+def test_the_words_of_the_benchmark_of_trainers_compose(monkeypatch):
+    monkeypatch.syspath_prepend(conf_dir().parent / "benchmarks")
+    for trainer in ("gpu", "deepspeed_zero3_fp16"):
+        composed(
+            "plan", *runpy.run_path(str(conf_dir().parent / "benchmarks" / "training.py"))["BASE"], f"trainer={trainer}"
+        )

@@ -216,6 +216,14 @@ def test_a_result_that_is_no_number_does_not_guide_the_search(sweep, tmp_path):
     assert "seed=1" in out.splitlines()[-2]
 
 
+def test_a_search_is_not_for_several_processes(sweep, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = sweep(*SEARCH, f"hydra.sweep.dir={tmp_path}/s")
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith("error: a search in 2 processes, of which each would choose for itself: start it without")
+    assert not (tmp_path / "s").exists()
+
+
 # Launchers
 
 

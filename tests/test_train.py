@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -22,7 +23,7 @@ from macaw_lit import record
 from macaw_lit.cli import conf_dir
 from macaw_lit.errors import ConfigError, TrainingError
 from macaw_lit.inference import load_answerer
-from macaw_lit.train import _fit, _room_on_disk, _start, main
+from macaw_lit.train import _fit, _start, main
 
 HEAVY = "torch transformers lightning numpy librosa decord av matplotlib open_clip whisper".split()
 SOURCES = list(OmegaConf.load(conf_dir() / "data" / "demo.yaml").train)
@@ -197,7 +198,7 @@ def test_fast_dev_run_leaves_no_checkpoint_and_no_metrics(call, tiny_run, tmp_pa
     assert "run_training_epoch" in done[1], "the profiler's table"
     assert last == f"{tmp_path}/try"
     found = {path.name for path in (tmp_path / "try").iterdir()}
-    assert found == {".hydra", "config.yaml", "ledger.json", "profile.txt"}
+    assert found == {".hydra", ".lock", "config.yaml", "ledger.json", "profile.txt"}
     assert ledger(tmp_path / "try")["used"] == 16  # one batch
 
 
@@ -396,7 +397,7 @@ def test_a_bad_heldout_medium_leaves_the_model_and_says_how_to_go_on(call, tiny_
     ("error", "place"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "/run/loss.png"), "/run/loss.png"),
-        (OSError(errno.EROFS, "Read-only file system"), None),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), None),
         (Exception("Error while serializing: I/O error: No space left on device (os error 28)"), None),  # safetensors'
     ],
 )
@@ -404,13 +405,30 @@ def test_a_full_disk_is_one_line_whoever_meets_it(tmp_path, error, place):
     expected = (
         rf"^{place or tmp_path} cannot be written \(.*\), [\d,]+ bytes are free: make room and go on with ckpt_path="
     )
-    with pytest.raises(ConfigError, match=expected), _room_on_disk(tmp_path):
+    with pytest.raises(ConfigError, match=expected), record.room_on_disk(tmp_path):
         raise error
+
+
+def test_the_room_is_that_of_the_disk_that_is_full(tmp_path, monkeypatch):
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=7 if path.name == "cache" else 10**9))
+    full = OSError(errno.ENOSPC, "No space left on device", f"{tmp_path}/cache/new/file")
+    with pytest.raises(ConfigError, match=r", 7 bytes are free"), record.room_on_disk(tmp_path / "never_made"):
+        raise full
+
+
+def test_room_is_no_remedy_where_nothing_may_be_written(tmp_path):
+    refused = OSError(errno.EROFS, "Read-only file system", "/data/cache")
+    expected = (
+        r"^/data/cache cannot be written \(Read-only file system\), let it be written to and go on with ckpt_path="
+    )
+    with pytest.raises(ConfigError, match=expected), record.room_on_disk(tmp_path):
+        raise refused
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOENT, "No such file"), ValueError("(os error 2)"), KeyError("28")])
 def test_no_other_error_is_taken_for_a_full_disk(tmp_path, error):
-    with pytest.raises(type(error)), _room_on_disk(tmp_path):
+    with pytest.raises(type(error)), record.room_on_disk(tmp_path):
         raise error
 
 
@@ -419,6 +437,16 @@ def test_a_run_folder_that_cannot_be_is_one_line(call, tmp_path):
     code, _, err = call(main, tmp_path, "experiment=demo", f"paths.run_dir={tmp_path}/file/below")
     assert (code, err.count("\n")) == (1, 1)
     assert err.startswith(f"error: {tmp_path}/file/below: cannot be written (Not a directory); make room there, or ")
+
+
+@pytest.mark.parametrize("name", [".hydra", ".lock"])
+def test_a_run_folder_in_which_nothing_can_be_written_is_one_line(call, tmp_path, name):
+    """Root may write where others may not, so that something else stands in the way here."""
+    run = tmp_path / "run"
+    (run / ".lock").mkdir(parents=True) if name == ".lock" else (run.mkdir(), (run / name).touch())
+    code, _, err = call(main, tmp_path, "experiment=demo", f"paths.run_dir={run}")
+    assert (code, err.count("\n")) == (1, 1)
+    assert re.match(rf"error: {run}/{name}.*: cannot be written \(.*\); make room there, or choose another paths", err)
 
 
 class Fails:

@@ -5,6 +5,7 @@ and numbers its jobs anew at each start.
 """
 
 import math
+import os
 from collections.abc import Mapping
 from itertools import takewhile
 from pathlib import Path
@@ -50,7 +51,7 @@ class OptunaSweeper(Sweeper):
         n_jobs: trials chosen together; they do not learn from each other.
 
     Raises:
-        ConfigError: a count is not positive, or there is no such direction.
+        ConfigError: a count is not positive, there is no such direction or sampler, or torchrun started the search.
     """
 
     def __init__(
@@ -85,6 +86,11 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
+        if (started := os.environ.get("WORLD_SIZE", "1")) != "1":
+            raise ConfigError(
+                f"a search in {started} processes, of which each would choose for itself: start it without torchrun; "
+                "the processes of a job are started by trainer.devices, or hydra/launcher=slurm"
+            )
         fixed, space = self._space([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
         folder = Path(self.cfg.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)

@@ -79,8 +79,10 @@ def explain(error: Exception, conf: Path, name: str, overrides: Sequence[str]) -
 
 
 def _makes_folder(frame: traceback.FrameSummary) -> bool:
-    """Whether a line of a traceback is where Hydra or we make the folder of a run."""
-    return frame.name in ("run_job", "one_run") and "mkdir" in (frame.line or "")
+    """Whether a line of a traceback is where Hydra or we make the folder of a run, and what is first in it."""
+    return frame.name in ("run_job", "_save_config", "one_run") and any(
+        word in (frame.line or "") for word in ("mkdir", "open(")
+    )
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

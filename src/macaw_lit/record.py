@@ -3,6 +3,8 @@
 import errno
 import fcntl
 import json
+import os
+import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from typing import Any
 import yaml
 
 from macaw_lit import __version__
-from macaw_lit.errors import ConfigError, MacawError
+from macaw_lit.errors import NO_ROOM, ConfigError, MacawError, system_error
 from macaw_lit.files import write_whole
 
 FILE = "metrics.json"
@@ -57,6 +59,29 @@ def one_run(folder: Path, waiting: str | None = None) -> Iterator[None]:
                 print(waiting, flush=True)
                 fcntl.lockf(file, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def room_on_disk(folder: Path) -> Iterator[None]:
+    """Say in one line that a disk takes no more, wherever a file is written by the run in `folder`.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = system_error(error)
+        if number is None or number not in NO_ROOM:
+            raise
+        place = Path(str(getattr(error, "filename", None) or folder)).absolute()
+        disk = next(each for each in (place, *place.parents) if each.is_dir())
+        free = f"{shutil.disk_usage(disk).free:,} bytes are free: make room"
+        remedy = "let it be written to" if number == errno.EROFS else free
+        raise ConfigError(
+            f"{place} cannot be written ({os.strerror(number)}), {remedy} and go on with ckpt_path=auto "
+            f"paths.run_dir={folder}"
+        ) from error
 
 
 def write(folder: Path, status: str, overrides: Sequence[str], **content: Any) -> None:
@@ -124,5 +149,5 @@ def version() -> dict[str, Any]:
 
 def _git(root: Path, *words: str) -> str:
     command = ["git", "-C", str(root), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)  # noqa: S603
-    return done.stdout.strip()
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)  # noqa: S603
+    return answer.stdout.strip()

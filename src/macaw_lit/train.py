@@ -2,13 +2,11 @@
 
 import json
 import math
-import os
 import shutil
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +62,7 @@ def main(cfg: DictConfig) -> float | None:
         signals.stop_signals.heed()
     try:
         alone = first_process() and not in_sweep()  # a sweep sees to it itself
-        with _room_on_disk(run_folder()), record.one_run(run_folder()) if alone else nullcontext():
+        with record.room_on_disk(run_folder()), record.one_run(run_folder()) if alone else nullcontext():
             return _train(cfg, run_folder())
     except signals.Stopped as stop:
         folder = run_folder()
@@ -211,22 +209,6 @@ def _say(line: str) -> None:
     """Print a line once, not in each process."""
     if first_process():
         print(line, flush=True)
-
-
-@contextmanager
-def _room_on_disk(folder: Path) -> Iterator[None]:
-    """Say in one line that the disk is full, wherever a file of the run is written."""
-    try:
-        yield
-    except Exception as error:
-        number = system_error(error)
-        if number is None or number not in NO_ROOM:
-            raise
-        place, free = getattr(error, "filename", None) or folder, shutil.disk_usage(folder).free
-        raise ConfigError(
-            f"{place} cannot be written ({os.strerror(number)}), {free:,} bytes are free: make room and go on with "
-            f"ckpt_path=auto paths.run_dir={folder}"
-        ) from error
 
 
 def _fit(trainer: "Trainer", module: "MacawModule", datamodule: "MacawDataModule", ckpt_path: str | None) -> None:

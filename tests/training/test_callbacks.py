@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from macaw_lit.data.accounts import is_certain
 from macaw_lit.errors import ConfigError, DataError
 from macaw_lit.training.callbacks import CHECK_EVERY, AlignmentHealth, Ledger, PrintWeights
+from macaw_lit.training.metrics import MetricsFile
 from macaw_lit.training.module import MacawModule
 from macaw_lit.training.optim import adamw
 
@@ -281,6 +282,12 @@ def test_health_is_logged_at_its_interval_and_changes_nothing(sizes, model, make
     assert read == {0: figures, 1: set(), 2: figures, 3: set(), 4: figures}
     assert 0 < steps[0]["health/image/aligner_gradient"] < 1
     assert steps[0]["health/image/cosine"] != steps[2]["health/image/cosine"]
+
+
+def test_rows_without_media_leave_no_empty_row(sizes, model, make_batch, make_trainer, tmp_path):
+    trainer = make_trainer(AlignmentHealth(every_n_steps=1), max_steps=2, logger=MetricsFile(str(tmp_path)))
+    trainer.fit(module_of(sizes), DataLoader([make_batch(model, [(1, {})])] * 2, batch_size=None))
+    assert not (tmp_path / "metrics.csv").exists()
 
 
 def test_inputs_that_look_all_alike_are_warned_of_once(sizes, model, make_batch, make_trainer, recwarn):

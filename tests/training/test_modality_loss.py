@@ -5,9 +5,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from macaw_lit.errors import ConfigError
+from macaw_lit.training.metrics import MetricsFile
 from macaw_lit.training.modality_loss import ModalityLoss
 from macaw_lit.training.module import MacawModule
 from macaw_lit.training.optim import adamw
+from macaw_lit.types import IGNORE
 
 ROWS = {
     "text": [(1, {}), (2, {})],
@@ -50,6 +52,16 @@ def test_what_did_not_occur_is_not_said_again(sizes, model, make_batch, make_tra
     trainer.fit(module_of(sizes), DataLoader(batches, batch_size=None))
     assert [[*losses] for losses in logged.under("loss/").values()] == [["loss/image"], ["loss/text"], ["loss/image"]]
     assert {"loss/image", "loss/text"} <= trainer.callback_metrics.keys(), "the last of each, for a search to go by"
+
+
+def test_rows_without_a_response_leave_no_empty_row(sizes, model, make_batch, make_trainer, tmp_path):
+    batch = make_batch(model, ROWS["image"])
+    batch.labels[:] = IGNORE
+    file = MetricsFile(str(tmp_path))
+    make_trainer(ModalityLoss(), max_steps=1, log_every_n_steps=1, logger=file).fit(
+        module_of(sizes), DataLoader([batch], batch_size=None)
+    )
+    assert file.rows == 1, "Lightning's, of the loss over all"
 
 
 def test_training_is_the_same_to_the_bit(sizes, model, make_batch, make_trainer, logged):

@@ -241,7 +241,8 @@ class AlignmentHealth(Callback):
                     f"soft tokens of different {kind} inputs have a cosine of {figures['cosine']:.4f}, expected below "
                     f"{COLLAPSED}: the language model can hardly tell them apart; docs/benchmarks.md compares aligners"
                 )
-        for logger in trainer.loggers:  # at once: `log` would hold them back until Lightning's next logging step
+        for logger in trainer.loggers if readings else ():
+            # At once: `log` would hold them back until Lightning's next logging step.
             logger.log_metrics(readings, trainer.global_step)
         self._found = None
 

@@ -80,7 +80,7 @@ class ModalityLoss(Callback):
                 losses[f"loss/{'_'.join(carried) or 'text'}"] = nll / tokens
         # Not by `log`, which says a value again at later steps that do not have one; numbered as `log` does.
         trainer.callback_metrics.update({name: torch.tensor(loss) for name, loss in losses.items()})
-        for logger in trainer.loggers:
+        for logger in trainer.loggers if losses else ():
             logger.log_metrics(losses, step - 1)
         self._restart(pl_module)
 
