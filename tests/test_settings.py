@@ -42,6 +42,11 @@ MISTAKES = {
     "data.train.image.read=null": "data.train.image.read=null: expected a mapping with _target_ and _partial_: true",
     "model.adapt.llm={lora: 3}": "model.adapt.llm.lora=3: expected a mapping or null",
     "model.modalities.image.aligner.stride=abc": "model.modalities.image.aligner.stride=abc: expected a whole number",
+    "model.llm=foo": "model.llm=foo: expected a mapping",
+    "model.encoders.vision=3": "model.encoders.vision=3: expected a mapping",
+    "model.modalities=3": "model.modalities=3: expected a mapping, each a mapping",
+    "model.modalities.image=null": "model.modalities.image=null: expected a mapping",
+    "model.aligner=linear": "model.aligner=linear: expected a mapping",
     # Names
     "+model.modalities.image.aligner.kernl=3": "did you mean model.modalities.image.aligner.kernel?",
     "+optim.beta=1": "optim.beta: macaw_lit.training.optim.MuonAdamW takes no such argument; did you mean optim.betas?",

@@ -443,7 +443,11 @@ def test_a_run_folder_that_cannot_be_is_one_line(call, tmp_path):
 def test_a_run_folder_in_which_nothing_can_be_written_is_one_line(call, tmp_path, name):
     """Root may write where others may not, so that something else stands in the way here."""
     run = tmp_path / "run"
-    (run / ".lock").mkdir(parents=True) if name == ".lock" else (run.mkdir(), (run / name).touch())
+    run.mkdir()
+    if name == ".lock":
+        (run / name).mkdir()
+    else:
+        (run / name).touch()
     code, _, err = call(main, tmp_path, "experiment=demo", f"paths.run_dir={run}")
     assert (code, err.count("\n")) == (1, 1)
     assert re.match(rf"error: {run}/{name}.*: cannot be written \(.*\); make room there, or choose another paths", err)

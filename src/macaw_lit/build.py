@@ -43,7 +43,7 @@ def check_settings(cfg: DictConfig) -> None:
     check_run(settings)
     for name in (*GROUPS, "callbacks", "logger"):
         check(settings.get(name), name)
-    check_sizes((settings["model"].get("llm") or {}).get("config"))
+    check_sizes(settings["model"]["llm"].get("config"))
     strategy, known = settings["trainer"].get("strategy"), ("auto", *StrategyRegistry.available_strategies())
     if isinstance(strategy, str) and strategy not in known:
         raise ConfigError(f"trainer.strategy={strategy}: no such strategy{did_you_mean(strategy, known)}")

@@ -30,6 +30,10 @@ _RANGES: Mapping[str, Range] = {
     "optimized_metric": (str, 0, 0),
     "ckpt_path": (str | None, 0, 0),
     "tags": (Sequence[str], 0, 0),
+    "model.encoders": (Mapping[str, Mapping[str, Any]], 0, 0),
+    "model.modalities": (Mapping[str, Mapping[str, Any]], 0, 0),
+    "model.aligner": (Mapping[str, Any], 0, 0),
+    "model.llm": (Mapping[str, Any], 0, 0),
     "model.pretrained": (Mapping[str, str | None], 0, 0),
     "model.adapt": (Mapping[str, str | Mapping[str, Mapping[str, Any] | None]], 0, 0),
     "data.batch_size": (int, 1, 10**6),
@@ -64,13 +68,13 @@ def check_run(settings: Mapping[str, Any], more: Sequence[str] = ()) -> None:
             raise ConfigError(f"{group} is {settings.get(group)}: a run needs it; choose an option of {group}=…")
     for group, names in _NAMES.items():
         _check_names(settings.get(group), names, f"{group}.")
-    for kind, modality in (settings["model"].get("modalities") or {}).items():
-        _check_names(modality, _MODALITY, f"model.modalities.{kind}.")
-        if isinstance(modality, Mapping) and isinstance(own := modality.get("aligner"), Mapping):
-            shared = settings["model"].get("aligner") or {}
-            check({**own, "_target_": shared.get("_target_")}, f"model.modalities.{kind}.aligner")
     for key, allowed in _RANGES.items():
         check_range(settings, key, allowed)
+    for kind, modality in settings["model"]["modalities"].items():
+        _check_names(modality, _MODALITY, f"model.modalities.{kind}.")
+        if isinstance(own := modality.get("aligner"), Mapping):
+            shared = settings["model"]["aligner"].get("_target_")
+            check({**own, "_target_": shared}, f"model.modalities.{kind}.aligner")
 
 
 def _check_names(node: Any, known: Sequence[str], at: str = "") -> None:

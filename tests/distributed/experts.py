@@ -1,22 +1,18 @@
-"""One process of a training of experts, to which each sends tokens of its own: `experts.py KINDS TOKENIZER OUT`."""
+"""One process of a training of experts, to which each sends tokens of its own; `figures.py` starts it."""
 
 import os
-import sys
-import threading
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from lightning import LightningDataModule
-from rank import end_with_parent, fit
+from rank import fit
 from torch.utils.data import DataLoader
 
 from conftest import tiny_batch, tiny_sizes
 from macaw_lit.model import Macaw
 from macaw_lit.types import Batch
 
+KINDS = ("plain", "fsdp2", "zero3")
 # Of the models of transformers this one calls a module for each expert that has tokens, whatever the machine.
 EXPERTS = {
     "model_type": "longcat_flash",
@@ -57,11 +53,9 @@ class Rows(LightningDataModule):
         return DataLoader(batches, batch_size=None)
 
 
-if __name__ == "__main__":
-    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
-    kinds, tokenizer_folder, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+def main(tokenizer_folder: Path, out: Path, kinds: list[str]) -> None:
     sizes = tiny_sizes(tokenizer_folder)
     sizes["llm"]["config"] = EXPERTS
     blueprint = Macaw.from_config(sizes)
-    for kind in kinds.split(","):
+    for kind in kinds:
         fit(out / kind, kind, sizes, Rows(blueprint), max_epochs=1)

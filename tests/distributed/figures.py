@@ -1,13 +1,13 @@
-"""What callbacks log of a training by some strategies: `figures.py TOKENIZER_FOLDER OUT STRATEGY …`."""
+"""What callbacks log, and what experts learn, by some strategies: `figures.py TOKENIZER_FOLDER OUT STRATEGY …`."""
 
 import os
 import sys
 import threading
 from pathlib import Path
 
+import experts
 import torch
-from lightning import Trainer
-from rank import Schedule, end_with_parent, sgd, strategy
+from rank import Schedule, end_with_parent, sgd, trainer_for
 
 from conftest import tiny_sizes
 from macaw_lit.model import Macaw
@@ -24,24 +24,20 @@ def main(tokenizer_folder: Path, out: Path, kinds: list[str]) -> None:
     blueprint = Macaw.from_config(sizes)
     for kind in kinds:
         torch.manual_seed(0)
-        trainer = Trainer(
-            accelerator="cpu",
-            devices=int(os.environ.get("WORLD_SIZE", "1")),
-            strategy=strategy(kind),
+        trainer = trainer_for(
+            kind,
+            out / kind,
             callbacks=[GradientNorms(), ModalityLoss(), Throughput(peak_tflops=1), AlignmentHealth(every_n_steps=1)],
             logger=MetricsFile(str(out / kind)),
-            default_root_dir=out / kind,
-            gradient_clip_val=0.5,
             max_steps=4,
             log_every_n_steps=1,
             enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
         )
         trainer.fit(MacawModule(sizes, sgd), Schedule(blueprint))
 
 
 if __name__ == "__main__":
     threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    tokenizer_folder, out, *kinds = sys.argv[1:]
+    main(Path(tokenizer_folder), Path(out), kinds)
+    experts.main(Path(tokenizer_folder), Path(out) / "experts", [kind for kind in kinds if kind in experts.KINDS])

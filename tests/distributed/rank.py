@@ -63,11 +63,10 @@ def trainer_for(kind: str, out: Path, **settings: Any) -> Trainer:
         strategy=strategy(kind),
         default_root_dir=out,
         gradient_clip_val=0.5,
-        logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        **settings,
+        **{"logger": False, **settings},
     )
 
 
