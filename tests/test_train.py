@@ -420,6 +420,15 @@ def test_a_run_folder_that_cannot_be_is_one_line(call, tmp_path):
     assert err.startswith(f"error: {tmp_path}/file/below: cannot be written (Not a directory); make room there, or ")
 
 
+@pytest.mark.parametrize("place", ["file", "file/below", "file/below/further"])
+def test_checkpoints_where_no_folder_can_be_are_one_line_before_training(call, tmp_path, place):
+    (tmp_path / "file").touch()
+    words = [f"callbacks.checkpoint.folder={tmp_path}/{place}", f"paths.run_dir={tmp_path}/run"]
+    line = one_line(call(main, tmp_path, "experiment=demo", *words, "~evaluation"))
+    assert f"{tmp_path}/file is no folder; choose another callbacks.checkpoint.folder" in line
+    assert not list(tmp_path.glob("run/*.yaml"))
+
+
 class Fails:
     """Stands for a Trainer that cannot go on."""
 
