@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from macaw_lit.build import check_settings
 from macaw_lit.cli import command, conf_dir, literal, print_config, require_all, run_folder
 from macaw_lit.errors import ConfigError, MediaError, nearest
 
@@ -27,7 +28,11 @@ def ask(monkeypatch, capsys, tmp_path):
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 
     def run(main, *words, name="train"):
-        monkeypatch.setattr(sys, "argv", [name, *words, *(["experiment=demo"] if name == "train" else [])])
+        monkeypatch.setattr(
+            sys,
+            "argv",
+            [name, *words, *(["experiment=demo"] if name == "train" and "experiment=mine" not in words else [])],
+        )
         code = 0
         try:
             command(name, TEXT, PATHS)(main)()
@@ -145,6 +150,37 @@ def test_a_mistake_is_answered_in_one_line(ask, word):
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert MISTAKES[word] in err
     assert err.startswith("error: ")
+
+
+MINE = {
+    "# @package _global_\nseed: 1\n  x: [1,\n": 'mapping values are not allowed here in "{}", line 3, column 4',
+    "# @package _global_\n\noptim:\n  betta: 1\n": "no such argument; did you mean optim.betas? ({}, line 4)",
+    "# @package _global_\nlearnrate: 1e-3\n": "error: learnrate: no such key ({}, line 2)",
+    "# @package optim\nlr: [1]\n": "error: optim.lr=[1]: expected a number ({}, line 2)",
+    "seed: 1\n": "error: experiment: its settings are not those of a run; its file must begin with the line `# @",
+    "# @package _global_\ntags: [\udcff]\n": "error: {}: 'utf-8' codec can't decode byte 0xff in position 27: invalid",
+}
+
+
+@pytest.mark.parametrize("text", MINE)
+def test_a_mistake_in_a_file_of_the_users_own_names_file_and_line(ask, tmp_path, text):
+    path = tmp_path / "conf" / "experiment" / "mine.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    words = (
+        "experiment=mine",
+        "llm=llama_tiny",
+        "optim=muon",
+        "--config-dir",
+        str(path.parents[1]),
+    )
+    code, out, err = ask(check_settings, *words)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert MINE[text].format(path) in err
+
+
+def test_a_setting_of_the_command_line_has_no_file(ask):
+    assert ask(check_settings, "threads=0")[2] == "error: threads=0: expected at least 1\n"
 
 
 def test_a_second_mistake_does_not_hide_the_hint(ask):

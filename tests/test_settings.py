@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from macaw_lit.build import check_settings
+from macaw_lit import build
+from macaw_lit.build import check_metric, check_settings
 from macaw_lit.cli import conf_dir
 from macaw_lit.errors import ConfigError
 
@@ -72,6 +73,27 @@ def test_mistakes_are_told_before_anything_is_built(word: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_settings(composed([word]))
     assert MISTAKES[word] in str(caught.value)
+
+
+def test_a_figure_that_a_callback_watches_must_be_measured() -> None:
+    best = "callbacks=[default,best]"
+    check_metric(composed([best]), searching=False)
+    check_metric(composed(["callbacks=[default,best,throughput]", "callbacks.best.monitor=speed/padding"]), False)
+    expected = (
+        r"^callbacks\.best\.monitor=val/los: nothing measures it; did you mean val/loss\? there will be train/loss,"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        check_metric(composed([best, "callbacks.best.monitor=val/los"]), searching=False)
+    with pytest.raises(ConfigError, match="monitor=seconds: nothing measures it"):  # only when training is over
+        check_metric(composed([best, "callbacks.best.monitor=seconds"]), searching=False)
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow", "tensorboard"])
+def test_a_logger_without_its_package_is_told_at_once(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(build, "find_spec", lambda package: None if package == name else object())
+    expected = rf"^logger\.{name} needs the package {name}: pip install 'macaw-lit\[loggers\]'$"
+    with pytest.raises(ConfigError, match=expected):
+        check_settings(composed([f"logger={name}"]))
 
 
 @pytest.mark.parametrize(

@@ -453,6 +453,15 @@ def test_a_run_folder_in_which_nothing_can_be_written_is_one_line(call, tmp_path
     assert re.match(rf"error: {run}/{name}.*: cannot be written \(.*\); make room there, or choose another paths", err)
 
 
+@pytest.mark.parametrize("place", ["file", "file/below", "file/below/further"])
+def test_checkpoints_where_no_folder_can_be_are_one_line_before_training(call, tmp_path, place):
+    (tmp_path / "file").touch()
+    words = [f"callbacks.checkpoint.folder={tmp_path}/{place}", f"paths.run_dir={tmp_path}/run"]
+    line = one_line(call(main, tmp_path, "experiment=demo", *words, "~evaluation"))
+    assert f"{tmp_path}/file is no folder; choose another callbacks.checkpoint.folder" in line
+    assert not list(tmp_path.glob("run/*.yaml"))
+
+
 class Fails:
     """Stands for a Trainer that cannot go on."""
 

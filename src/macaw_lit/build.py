@@ -7,6 +7,7 @@ import signal
 import time
 from contextlib import suppress
 from functools import partial
+from importlib.util import find_spec
 from multiprocessing import parent_process
 from threading import Thread
 from typing import Any, TypeVar
@@ -30,6 +31,8 @@ from macaw_lit.types import Sample
 Built = TypeVar("Built")
 
 _STARTER = "MACAW_LIT_STARTER"  # in the environment of ranks that Lightning starts: the process of the first one
+_PACKAGES = {"Wandb": "wandb", "MLflow": "mlflow", "TensorBoardLogger": "tensorboard"}
+"""Of loggers, which say that they lack them only when data have been read."""
 _GRACE = 20  # seconds, to save in
 
 
@@ -44,6 +47,10 @@ def check_settings(cfg: DictConfig) -> None:
     for name in (*GROUPS, "callbacks", "logger"):
         check(settings.get(name), name)
     check_sizes(settings["model"]["llm"].get("config"))
+    for name, logger in (settings.get("logger") or {}).items():
+        package = _PACKAGES.get(str(logger.get("_target_")).rpartition(".")[2]) if isinstance(logger, dict) else None
+        if package and find_spec(package) is None:
+            raise ConfigError(f"logger.{name} needs the package {package}: pip install 'macaw-lit[loggers]'")
     strategy, known = settings["trainer"].get("strategy"), ("auto", *StrategyRegistry.available_strategies())
     if isinstance(strategy, str) and strategy not in known:
         raise ConfigError(f"trainer.strategy={strategy}: no such strategy{did_you_mean(strategy, known)}")
@@ -54,7 +61,7 @@ def check_settings(cfg: DictConfig) -> None:
 
 
 def check_metric(cfg: DictConfig, searching: bool) -> None:
-    """Refuse an `optimized_metric` that no part of the run measures.
+    """Refuse an `optimized_metric`, or a callback's `monitor`, that no part of the run measures.
 
     Args:
         searching: whether a search goes by it, for which held-out rows are needed.
@@ -62,19 +69,29 @@ def check_metric(cfg: DictConfig, searching: bool) -> None:
     Raises:
         ConfigError: nothing measures it.
     """
-    name, known = str(cfg.optimized_metric), ["train/loss", "val/loss", "steps", "seconds"]
-    if cfg.get("evaluation"):
-        known += [f"modality_use/{each}" for each in ("accuracy", "passed", "gating_types")]
-    for callback in (cfg.get("callbacks") or {}).values():
+    name, logged, callbacks = str(cfg.optimized_metric), ["train/loss", "val/loss"], dict(cfg.get("callbacks") or {})
+    callbacks = {
+        at: each for at, each in callbacks.items() if isinstance(each, DictConfig)
+    }  # the builder refuses others
+    for callback in callbacks.values():
         with suppress(ImportError, AttributeError, ValueError):  # no such target: the builder says so
-            known += [f"{prefix}…" for prefix in [getattr(get_object(callback["_target_"]), "figures", None)] if prefix]
-    if not any(name == each or (each[-1] == "…" and name.startswith(each[:-1])) for each in known):
-        like = nearest(name, known)
-        hint = f"did you mean {like}? " if like else ""
-        raise ConfigError(f"optimized_metric={name}: nothing measures it; {hint}there will be {', '.join(known)}")
+            target = get_object(callback["_target_"])
+            logged += [f"{prefix}…" for prefix in [getattr(target, "figures", None)] if prefix]
+    for at, callback in callbacks.items():
+        if (monitor := callback.get("monitor")) is not None:
+            _check_measured(f"callbacks.{at}.monitor", str(monitor), logged)
+    proof = [f"modality_use/{each}" for each in ("accuracy", "passed", "gating_types")] if cfg.get("evaluation") else []
+    _check_measured("optimized_metric", name, [*logged, "steps", "seconds", *proof])
     if name == "val/loss" and searching and not (cfg.data.get("heldout") and cfg.trainer.limit_val_batches):
         wanted = "add rows to data.heldout, let trainer.limit_val_batches be above 0, or choose another figure"
         raise ConfigError(f"optimized_metric=val/loss: nothing is held out to measure it by; {wanted}")
+
+
+def _check_measured(key: str, name: str, known: list[str]) -> None:
+    if not any(name == each or (each[-1] == "…" and name.startswith(each[:-1])) for each in known):
+        like = nearest(name, known)
+        hint = f"did you mean {like}? " if like else ""
+        raise ConfigError(f"{key}={name}: nothing measures it; {hint}there will be {', '.join(known)}")
 
 
 def set_up(cfg: DictConfig) -> None:

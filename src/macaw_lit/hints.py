@@ -10,7 +10,9 @@ from pathlib import Path
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -32,6 +34,7 @@ from omegaconf.errors import (
 )
 
 from macaw_lit.errors import NO_ROOM, MacawError, did_you_mean, in_one_line
+from macaw_lit.origin import not_text, origin
 
 
 def explain(error: Exception, conf: Path, name: str, overrides: Sequence[str]) -> str | None:
@@ -44,7 +47,7 @@ def explain(error: Exception, conf: Path, name: str, overrides: Sequence[str]) -
     for cause in _causes(error):
         # The second is Lightning's, which takes seconds to import.
         if isinstance(cause, MacawError) or type(cause).__name__ == "MisconfigurationException":
-            return str(cause)
+            return f"{cause}{_where(str(cause), overrides)}"
     if isinstance(error, MissingConfigException):
         return _wrong_option(error, conf)
     if isinstance(error, InstantiationException):
@@ -61,6 +64,8 @@ def explain(error: Exception, conf: Path, name: str, overrides: Sequence[str]) -
         return f"{error.full_key}: {_first(error)}" if error.full_key else _first(error)
     if isinstance(error, yaml.YAMLError):
         return str(error)
+    if isinstance(error, UnicodeDecodeError) and (path := not_text(_folders(conf, overrides))):
+        return f"{path}: {in_one_line(error)}: save it as UTF-8 text"
     if isinstance(error, ValueError) and "Config group override must be" in str(error):
         groups = [each for each in overrides if each[:1] != "=" and (conf / each.partition("=")[0]).is_dir()]
         wrong = [each for each in groups if re.fullmatch(r"null|true|false|[\d.]*|\{.*", each.partition("=")[2])]
@@ -76,6 +81,23 @@ def explain(error: Exception, conf: Path, name: str, overrides: Sequence[str]) -
         place = error.filename or "the run folder"
         return f"{place}: cannot be written ({error.strerror}); make room there, or choose another paths.run_dir"
     return _first(error) if isinstance(error, HydraException) else None
+
+
+def _where(message: str, overrides: Sequence[str]) -> str:
+    """The YAML file that gave the setting with which a message begins, if one did and the config is composed."""
+    key = re.match(r"([\w.]+)(?=[:=]| is )", message)
+    if not key or not HydraConfig.initialized():
+        return ""
+    runtime = HydraConfig.get().runtime
+    folders = [Path(source.path) for source in runtime.config_sources if source.schema == "file"]
+    found = origin(key[1], folders, runtime.choices, overrides)
+    return f" ({found})" if found else ""
+
+
+def _folders(conf: Path, overrides: Sequence[str]) -> list[Path]:
+    """The folder of the configs and the user's own, if `--config-dir` gives one."""
+    arguments = get_args_parser().parse_args(list(overrides))
+    return [conf, *([Path(arguments.config_dir)] if arguments.config_dir else [])]
 
 
 def _makes_folder(frame: traceback.FrameSummary) -> bool:
@@ -157,8 +179,6 @@ def _wrong_argument(error: InstantiationException) -> str | None:
         return f"{unexpected[1]}: {target} takes no such argument{did_you_mean(unexpected[1], known)}"
     if missing := re.search(r"missing .*required .*argument[^']*('[^\n]+')", text):
         return f"{missing[1]}: {target} needs it; add it to the config"
-    if isinstance(error.__cause__, ValueError | ImportError):  # a wrong value, or an extra that is not installed
-        extra = isinstance(error.__cause__, ImportError) and ".loggers." in target
-        remedy = "; pip install 'macaw-lit[loggers]'" if extra else ""
-        return f"{target} cannot be built ({in_one_line(error.__cause__)}){remedy}"
+    if isinstance(error.__cause__, ValueError | ImportError):  # a wrong value, or a package that is not installed
+        return f"{target} cannot be built ({in_one_line(error.__cause__)})"
     return None

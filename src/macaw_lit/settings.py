@@ -18,6 +18,9 @@ _MODALITY = ("encoder", "frames", "aligner")
 GROUPS = ("model", "data", "optim", "trainer")
 """Groups that every run needs."""
 
+_WHOLE = ("experiment", "local", "debug", "hparams_search")
+"""Groups whose files change the others, and leave nothing under their own names."""
+
 Range = tuple[Any, int | float, int | float]
 
 _RANGES: Mapping[str, Range] = {
@@ -79,6 +82,9 @@ def check_run(settings: Mapping[str, Any], more: Sequence[str] = ()) -> None:
 
 def _check_names(node: Any, known: Sequence[str], at: str = "") -> None:
     for name in node if isinstance(node, Mapping) else ():
+        if name in _WHOLE and not at:
+            remedy = "its file must begin with the line `# @package _global_`, as those beside it do"
+            raise ConfigError(f"{name}: its settings are not those of a run; {remedy}")
         if name not in known:
             raise ConfigError(f"{at}{name}: no such key{did_you_mean(name, known, at)}")
 

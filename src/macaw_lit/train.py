@@ -82,10 +82,11 @@ def _train(cfg: DictConfig, folder: Path) -> float | None:
 
     begun = time.monotonic()
     check_settings(cfg)
-    _check(cfg, folder / "checkpoints")
+    checkpoints = Path((cfg.get("callbacks") or {}).get("checkpoint", {}).get("folder") or folder / "checkpoints")
+    _check(cfg, checkpoints)
     check_metric(cfg, in_search())
     print_config(cfg, folder)
-    ckpt_path = _start(cfg, folder / "checkpoints")
+    ckpt_path = _start(cfg, checkpoints)
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
     set_up(cfg)
@@ -167,8 +168,9 @@ def _keep(cfg: DictConfig, folder: Path, model: "Macaw", datamodule: "MacawDataM
 def _check(cfg: DictConfig, folder: Path) -> None:
     """Refuse what would otherwise fail only when the model is built, or after training, or overwrite another run."""
     from macaw_lit.evaluation import read_types
-    from macaw_lit.training.checkpoint_files import checkpoints
+    from macaw_lit.training.checkpoint_files import checkpoints, require_room
 
+    require_room(folder)
     if cfg.ckpt_path is None and (found := checkpoints(folder)):
         remedy = "go on with ckpt_path=auto, or choose another paths.run_dir"
         raise ConfigError(

@@ -46,6 +46,20 @@ def prune(folder: Path, keep: int) -> None:
         remove(path)
 
 
+def require_room(folder: Path) -> None:
+    """Refuse a place where no folder can be made or written in, without making one.
+
+    Raises:
+        ConfigError: it, or the nearest folder above it that is there, takes no more.
+    """
+    above = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        why = "is no folder" if not above.is_dir() else "may not be written to"
+        raise ConfigError(
+            f"checkpoints in {folder} cannot be: {above} {why}; choose another callbacks.checkpoint.folder"
+        )
+
+
 def remove(path: Path) -> None:
     """Remove a file or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():
