@@ -51,13 +51,14 @@ def test_it_is_obeyed_where_it_comes_once_there_is_nothing_to_wait_for(stops):
 
 def test_one_wish_may_come_twice_and_a_second_one_ends_the_process():
     program = (
-        "import signal, time; from macaw_lit.training import signals; signals.ONE_WISH = 0.5; "
+        "import signal; from types import SimpleNamespace; from macaw_lit.training import signals; "
+        "signals.time = SimpleNamespace(monotonic=iter([0, 0.9, 10, 10.9, 12]).__next__); "
         "signals.stop_signals.heed(); signal.raise_signal(15); signal.raise_signal(15); print('noted', flush=True); "
-        "time.sleep(0.6); signal.raise_signal(10); print('another', flush=True); signal.raise_signal(10); "
-        "time.sleep(0.6); signal.raise_signal(10); print('never')"
+        "signal.raise_signal(10); print('another', flush=True); signal.raise_signal(10); "
+        "print('the same', flush=True); signal.raise_signal(10); print('never')"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stdout) == (-signal.SIGUSR1, "noted\nanother\n"), ended.stderr
+    assert (ended.returncode, ended.stdout) == (-signal.SIGUSR1, "noted\nanother\nthe same\n"), ended.stderr
 
 
 def test_a_launcher_s_own_answer_follows(stops, monkeypatch):
