@@ -102,6 +102,29 @@ def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(
         assert same(resumed.state_dict(), module.state_dict()), f"resumed at step {step}"
 
 
+@pytest.mark.parametrize("kind", [partial(MuonAdamW, adamw_lr=0.02), partial(adamw, betas=(0.8, 0.9))])
+def test_a_resumed_run_has_the_rates_that_it_is_given(sizes, make_data, make_trainer, picture, tmp_path, kind):
+    class Noting(MacawModule):
+        def on_train_batch_start(self, *_: object) -> None:
+            noted.append([(group["lr"], group["weight_decay"]) for group in self.trainer.optimizers[0].param_groups])
+
+    paths = [picture(level) for level in (10, 90, 170, 250)] + [Path()] * 4
+    saves = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=3, save_top_k=-1)
+    noted: list[list[tuple[float, float]]] = []
+    seen = []
+    for optimizer, ckpt_path in (
+        (partial(kind, lr=0.02, weight_decay=0.01), None),
+        (partial(kind, lr=0.002, weight_decay=0.5), None),
+        (partial(kind, lr=0.002, weight_decay=0.5), tmp_path / "step=3.ckpt"),
+    ):
+        noted.clear()
+        module = Noting(sizes, optimizer, warmup_ratio=0.3)
+        callbacks = [] if seen else [saves]
+        make_trainer(*callbacks, max_steps=7).fit(module, make_data(paths), ckpt_path=ckpt_path)
+        seen.append([*noted])
+    assert seen[2] == seen[1][3:] != seen[0][3:], "the schedule's place is the checkpoint's, the rest is said anew"
+
+
 @pytest.mark.parametrize("batches", [1, 2])
 def test_gradients_go_with_their_step_and_nothing_else_changes(sizes, make_data, make_trainer, picture, batches):
     """By the next forward pass they are gone, but for those that are accumulated."""

@@ -69,6 +69,7 @@ class MacawModule(LightningModule):
         self._model: Macaw | None = None
         self._whole: list[Macaw] = []  # in a list, or it would count as a part of this module
         self._frozen: list[torch.nn.Module] = []
+        self._configured: list[dict[str, Any]] = []
 
     def configure_model(self) -> None:
         """Build here and not in `__init__`, so that strategies that shard can do so at creation."""
@@ -131,9 +132,17 @@ class MacawModule(LightningModule):
     def on_train_start(self) -> None:
         """Refuse loaders of unequal length, where those with more batches would wait for the others for ever.
 
+        Rates, decay and betas are those of the settings, where a checkpoint brought others.
+
         Raises:
             ConfigError: a process has more batches than another.
         """
+        scheduler: Any = self.trainer.lr_scheduler_configs[0].scheduler
+        for place, (group, own) in enumerate(zip(scheduler.optimizer.param_groups, self._configured, strict=True)):
+            group.update(own)
+            if scheduler.base_lrs[place] != own["initial_lr"]:
+                scheduler.base_lrs[place] = own["initial_lr"]
+                group["lr"] = own["initial_lr"] * scheduler.lr_lambdas[place](scheduler.last_epoch)
         counts = {"train": self.trainer.num_training_batches}
         if deals_out_weights(self.trainer.strategy):  # which are gathered in every forward pass
             counts["validate"] = sum(self.trainer.num_val_batches)
@@ -224,4 +233,6 @@ class MacawModule(LightningModule):
                 "over which the learning rate falls: give max_steps"
             )
         schedule = cosine_with_warmup(optimizer, int(steps), self.warmup_ratio)
+        names = ("initial_lr", "weight_decay", "betas")
+        self._configured = [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
