@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from macaw_lit.build import check_settings
-from macaw_lit.cli import command, conf_dir, literal, print_config, require_all, run_folder
+from macaw_lit.cli import command, conf_dir, print_config, require_all, run_folder
 from macaw_lit.errors import ConfigError, MediaError, nearest
+from macaw_lit.words import literal
 
 TEXT = ("model.path", "instruction")
 PATHS = ("image", "video", "audio")

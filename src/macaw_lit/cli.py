@@ -1,8 +1,7 @@
-"""How commands run: find `conf/`, take free text literally, compose with Hydra, answer mistakes in one line."""
+"""How commands run: find `conf/`, compose with Hydra, answer mistakes in one line."""
 
 import functools
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich.console import Console
@@ -27,6 +22,7 @@ from rich.tree import Tree
 from macaw_lit import record
 from macaw_lit.errors import ConfigError, in_one_line
 from macaw_lit.hints import explain
+from macaw_lit.words import check_flags, is_override, literal, placed
 
 Main = Callable[[DictConfig], Any]
 
@@ -83,11 +79,11 @@ def command(
                     os.environ["HYDRA_FULL_ERROR"] = "1"
 
             overrides = [word for arg in given[1:] for word in placed(literal(arg, text, paths))]
-            overrides.sort(key=_is_override)  # argparse trips over flags amidst them
+            overrides.sort(key=is_override)  # argparse trips over flags amidst them
             sys.argv = [given[0], *overrides]
             os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints every error itself and ends the process
             try:
-                _check_flags(overrides)
+                check_flags(overrides)
                 hydra.main(config_path=str(conf_dir()), config_name=name, version_base="1.3")(task)()
                 sys.stdout.flush()
             except KeyboardInterrupt:
@@ -165,21 +161,6 @@ def _unread() -> bool:
     return False
 
 
-def _is_override(arg: str) -> bool:
-    return not arg.startswith("-") and ("=" in arg or arg.startswith("~"))
-
-
-def _check_flags(args: Sequence[str]) -> None:
-    """Answer a flag that Hydra does not know in one line; it would print all that it knows."""
-
-    def refuse(message: str) -> NoReturn:
-        raise ConfigError(f"{message}; settings are given without dashes, such as seed=1, and --help tells of flags")
-
-    parser = get_args_parser()
-    parser.error = refuse  # type: ignore[method-assign]
-    parser.parse_args(args)
-
-
 def _stop(line: str, code: int) -> NoReturn:
     print(" ".join(line.split()), file=sys.stderr)
     raise SystemExit(code)
@@ -190,43 +171,6 @@ def conf_dir() -> Path:
     package = Path(__file__).resolve().parent
     shipped = package / "conf"
     return shipped if shipped.is_dir() else package.parents[1] / "conf"
-
-
-def literal(arg: str, text: Sequence[str], paths: Sequence[str] = ()) -> str:
-    """Quote the value of `key=value` for Hydra's grammar when `key` is a text or path key, so that it arrives as typed.
-
-    A path that Hydra reads as a list (`[a.jpg,b.jpg]`) stays a list. Commas, brackets, quotes, `${…}` and the like
-    lose their meaning, so free text is never a sweep. Only `???` alone keeps its meaning: not given.
-
-    Args:
-        arg: one word of the command line.
-        text, paths: the keys. A dotted one such as `model.path` is typed by its first part, `model=…`, which Hydra
-            alone would take for a choice in the group `model`; spelt out it follows Hydra's grammar.
-    """
-    key, equals, value = arg.partition("=")
-    target = {name.partition(".")[0]: name for name in (*text, *paths)}.get(key)
-    if not equals or target is None:
-        return arg
-    if target in paths and _is_list(arg):
-        return f"{target}={value}"
-    # OmegaConf halves the backslashes before `${` and takes an odd one as "no interpolation".
-    value = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
-    return f"{target}={QuotedString(value, Quote.single).with_quotes()}"
-
-
-def placed(arg: str) -> list[str]:
-    """Let `paths.run_dir=folder` alone say where Hydra puts a run, or the numbered runs of a sweep."""
-    key, _, value = arg.partition("=")
-    if key != "paths.run_dir":
-        return [arg]
-    return [f"{key}=${{hydra:runtime.output_dir}}", f"hydra.run.dir={value}", f"hydra.sweep.dir={value}"]
-
-
-def _is_list(arg: str) -> bool:
-    try:
-        return isinstance(OverridesParser.create().parse_override(arg).value(), list)
-    except HydraException:
-        return False
 
 
 def require_all(cfg: DictConfig, text: Sequence[str] = (), open_keys: Sequence[str] = ()) -> None:
