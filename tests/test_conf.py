@@ -115,7 +115,7 @@ def test_an_own_config_folder_is_found(tmp_path: Path):
 
 def test_the_words_of_the_benchmark_of_trainers_compose(monkeypatch):
     monkeypatch.syspath_prepend(conf_dir().parent / "benchmarks")
+    words = runpy.run_path(str(conf_dir().parent / "benchmarks" / "training.py"))["BASE"]
     for trainer in ("gpu", "deepspeed_zero3_fp16"):
-        composed(
-            "plan", *runpy.run_path(str(conf_dir().parent / "benchmarks" / "training.py"))["BASE"], f"trainer={trainer}"
-        )
+        settings = composed("plan", *words, f"trainer={trainer}").trainer
+        assert (settings.devices, settings.enable_progress_bar) == (1, False)
