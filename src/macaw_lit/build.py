@@ -69,14 +69,13 @@ def check_metric(cfg: DictConfig, searching: bool) -> None:
     Raises:
         ConfigError: nothing measures it.
     """
-    name, logged, callbacks = str(cfg.optimized_metric), ["train/loss", "val/loss"], dict(cfg.get("callbacks") or {})
-    callbacks = {
-        at: each for at, each in callbacks.items() if isinstance(each, DictConfig)
-    }  # the builder refuses others
+    name, logged = str(cfg.optimized_metric), ["train/loss", "val/loss"]
+    given = dict(cfg.get("callbacks") or {})
+    callbacks = {at: each for at, each in given.items() if isinstance(each, DictConfig)}  # the builder refuses others
     for callback in callbacks.values():
         with suppress(ImportError, AttributeError, ValueError):  # no such target: the builder says so
-            target = get_object(callback["_target_"])
-            logged += [f"{prefix}…" for prefix in [getattr(target, "figures", None)] if prefix]
+            if prefix := getattr(get_object(callback["_target_"]), "figures", None):
+                logged.append(f"{prefix}…")
     for at, callback in callbacks.items():
         if (monitor := callback.get("monitor")) is not None:
             _check_measured(f"callbacks.{at}.monitor", str(monitor), logged)

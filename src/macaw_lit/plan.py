@@ -20,16 +20,8 @@ if TYPE_CHECKING:
     from macaw_lit.planning.plan import Plan
 
 GIB = 2**30
-_OWN = (
-    "gpu_gib",
-    "reserve_gib",
-    "gpu",
-    "peak_tflops",
-    "mfu",
-    "row",
-    "format",
-    "unnamed_llm",
-)  # a plan alone
+_OWN = ("gpu_gib", "reserve_gib", "gpu", "peak_tflops", "mfu", "row", "format", "unnamed_llm")
+"""Settings that a plan alone has."""
 _SHARED = ("weights", "gradients", "optimizer states")
 
 

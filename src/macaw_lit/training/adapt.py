@@ -17,6 +17,7 @@ from torch import nn
 from macaw_lit.errors import ConfigError, in_one_line
 from macaw_lit.model import Macaw
 from macaw_lit.training.nf4 import layers_in_4_bits, quantise, restore_weights
+from macaw_lit.training.strategies import values_of
 
 _MODES = "expected full, frozen, or lora with any of r, alpha, dropout, targets, bits, such as {lora: {r: 8}}"
 
@@ -106,8 +107,8 @@ def report(model: Macaw) -> list[PartReport]:
             PartReport(
                 part,
                 "qlora, 4 bits" if quantised else "lora" if lora else "full" if trained else "frozen",
-                sum(map(_length, trained.values())),
-                sum(map(_length, parameters.values())) + sum(layer.values for layer in quantised.values()),
+                sum(map(values_of, trained.values())),
+                sum(map(values_of, parameters.values())) + sum(layer.values for layer in quantised.values()),
                 list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in trained)),
             )
         )
@@ -178,11 +179,6 @@ def _default_type(dtype: Any) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-def _length(parameter: nn.Parameter) -> int:
-    """How many values a parameter has in all processes."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))  # ZeRO-3 leaves an empty one
 
 
 def _linear_layers(part: nn.Module) -> list[str]:

@@ -132,17 +132,10 @@ class MacawModule(LightningModule):
     def on_train_start(self) -> None:
         """Refuse loaders of unequal length, where those with more batches would wait for the others for ever.
 
-        Rates, decay and betas are those of the settings, where a checkpoint brought others.
-
         Raises:
             ConfigError: a process has more batches than another.
         """
-        scheduler: Any = self.trainer.lr_scheduler_configs[0].scheduler
-        for place, (group, own) in enumerate(zip(scheduler.optimizer.param_groups, self._configured, strict=True)):
-            group.update(own)
-            if scheduler.base_lrs[place] != own["initial_lr"]:
-                scheduler.base_lrs[place] = own["initial_lr"]
-                group["lr"] = own["initial_lr"] * scheduler.lr_lambdas[place](scheduler.last_epoch)
+        self._keep_rates()
         counts = {"train": self.trainer.num_training_batches}
         if deals_out_weights(self.trainer.strategy):  # which are gathered in every forward pass
             counts["validate"] = sum(self.trainer.num_val_batches)
@@ -153,6 +146,15 @@ class MacawModule(LightningModule):
                     f"processes with {', '.join(map(str, found))} batches to {use} on would wait for each other: give "
                     "each the same number, as MacawDataModule does"
                 )
+
+    def _keep_rates(self) -> None:
+        """Go on with the rates, decay and betas of the settings, where a checkpoint brought others."""
+        scheduler: Any = self.trainer.lr_scheduler_configs[0].scheduler
+        for place, (group, own) in enumerate(zip(scheduler.optimizer.param_groups, self._configured, strict=True)):
+            group.update(own)
+            if scheduler.base_lrs[place] != own["initial_lr"]:
+                scheduler.base_lrs[place] = own["initial_lr"]
+                group["lr"] = own["initial_lr"] * scheduler.lr_lambdas[place](scheduler.last_epoch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         output = self.model(batch)

@@ -157,6 +157,11 @@ def place(module: nn.Module, device: torch.device, dtype: torch.dtype | None = N
     return [*placed.values()]
 
 
+def values_of(parameter: Tensor) -> int:
+    """How many values a parameter has in all processes; ZeRO-3 leaves nothing of it in its place."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
 def check_strategy(strategy: Strategy) -> None:
     """Refuse Lightning's own strategies of these kinds, and fp16 weights without masters, which train wrongly.
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import nn
 
 from macaw_lit.errors import ConfigError
 from macaw_lit.llms.hf import HFCausalLM
 from macaw_lit.model import Macaw
 from macaw_lit.training.module import MacawModule
+from macaw_lit.training.strategies import values_of
 from macaw_lit.types import IGNORE, Batch
 
 FETCH = "train_dataloader_next"
@@ -151,15 +152,11 @@ def flops_per_position(model: Macaw) -> dict[str, float]:
 
 def _cost(part: nn.Module, trains: bool, without: Collection[int] = ()) -> float:
     weights = (weight for weight in part.parameters() if id(weight) not in without)
-    return sum(_size(weight) * (2.0 + 2.0 * trains + 2.0 * weight.requires_grad) for weight in weights)
+    return sum(values_of(weight) * (2.0 + 2.0 * trains + 2.0 * weight.requires_grad) for weight in weights)
 
 
 def _trains(part: nn.Module) -> bool:
     return any(weight.requires_grad for weight in part.parameters())
-
-
-def _size(weight: Tensor) -> int:
-    return int(getattr(weight, "ds_numel", weight.numel()))  # ZeRO-3 leaves nothing of a weight in its place
 
 
 def _positions(model: Macaw, batch: Batch) -> dict[str, Any]:
